@@ -1,0 +1,1 @@
+"""The relay: a prompt in, the model's words out the moment they are generated."""

@@ -1,0 +1,280 @@
+"""The app settings, read once into one frozen object; nothing else in the app reads the environment.
+
+Every complaint names the setting and says how to mend it, and never quotes a value that could hold a secret.
+"""
+
+import ipaddress
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+AZURE_TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"  # noqa: S105 (a scope's name, not a secret)
+
+# Hosts that belong to Azure: only these are handed this app's Entra token without being told to.
+_AZURE_HOSTS = (
+    ".openai.azure.com",
+    ".cognitiveservices.azure.com",
+    ".services.ai.azure.com",
+    ".openai.azure.us",
+    ".cognitiveservices.azure.us",
+    ".openai.azure.cn",
+    ".cognitiveservices.azure.cn",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong with one setting, and the mend, in a sentence an operator can act on."""
+
+    setting: str
+    message: str
+
+
+class SettingsError(ValueError):
+    """At least one setting is missing or wrong; `complaints` names each."""
+
+    def __init__(self, complaints: tuple[Complaint, ...]) -> None:
+        super().__init__("; ".join(f"{complaint.setting}: {complaint.message}" for complaint in complaints))
+        self.complaints = complaints
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """One model deployment on one account.
+
+    `endpoint` ends in a slash and is the base of OpenAI's wire (`…/openai/v1/`); `model` is the name that callers use;
+    a lower `priority` is tried first.
+    """
+
+    name: str
+    endpoint: str
+    deployment: str
+    model: str
+    priority: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How the app proves who it is to the model service.
+
+    `managed`: the managed identity of the Function App; `developer`: the sign-in of `az` or `azd`.
+    """
+
+    kind: Literal["managed", "developer"]
+    scope: str
+    client_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the relay can be told from outside. Times are in seconds, sizes in bytes."""
+
+    backends: tuple[BackendSettings, ...]
+    api_key: str | None = field(default=None, repr=False)
+    identity: Identity | None = None
+    commit_wait: float = 5.0
+    ping_interval: float = 15.0
+    stream_deadline: float = 220.0
+    upstream_connect_timeout: float = 10.0
+    upstream_silence_timeout: float = 120.0
+    max_body_bytes: int = 1024 * 1024
+    max_output_tokens: int = 16384
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that callers may ask for, the default one first, each once."""
+        return tuple(dict.fromkeys(backend.model for backend in self.backends))
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings out of `environ`; raise `SettingsError` with every complaint at once."""
+        reading = _Reading(environ)
+        backends = reading.backends()
+        settings = cls(
+            backends=backends,
+            api_key=environ.get("AZURE_OPENAI_API_KEY", "").strip() or None,
+            identity=reading.identity(backends),
+            commit_wait=reading.seconds("COMMIT_WAIT_SECONDS", cls.commit_wait, least=0, most=60),
+            ping_interval=reading.seconds("PING_INTERVAL_SECONDS", cls.ping_interval, least=0.05, most=200),
+            stream_deadline=reading.seconds("STREAM_DEADLINE_SECONDS", cls.stream_deadline, least=0.1, most=3600),
+            upstream_connect_timeout=reading.seconds(
+                "UPSTREAM_CONNECT_TIMEOUT_SECONDS", cls.upstream_connect_timeout, least=0.1, most=60
+            ),
+            upstream_silence_timeout=reading.seconds(
+                "UPSTREAM_SILENCE_TIMEOUT_SECONDS", cls.upstream_silence_timeout, least=0.1, most=3600
+            ),
+            max_body_bytes=reading.whole("MAX_BODY_BYTES", cls.max_body_bytes, least=1, most=100 * 1024 * 1024),
+            max_output_tokens=reading.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
+        )
+        if reading.complaints:
+            raise SettingsError(tuple(reading.complaints))
+        return settings
+
+
+class _BackendEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """One element of `AZURE_OPENAI_BACKENDS`."""
+
+    endpoint: str
+    deployment: str
+    model: str | None = None
+    name: str | None = None
+    priority: int = 1
+
+
+class _Reading:
+    """One pass over the environment, collecting complaints instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.complaints: list[Complaint] = []
+
+    def text(self, setting: str) -> str:
+        return self.environ.get(setting, "").strip()
+
+    def complain(self, setting: str, message: str) -> None:
+        self.complaints.append(Complaint(setting, message))
+
+    def seconds(self, setting: str, default: float, *, least: float, most: float) -> float:
+        text = self.text(setting)
+        if not text:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            self.complain(setting, f"must be a number of seconds from {least:g} to {most:g}, for example {default:g}.")
+            return default
+        return value
+
+    def whole(self, setting: str, default: int, *, least: int, most: int) -> int:
+        text = self.text(setting)
+        if not text:
+            return default
+        value = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
+        if not least <= value <= most:
+            self.complain(setting, f"must be a whole number from {least} to {most}, for example {default}.")
+            return default
+        return value
+
+    def backends(self) -> tuple[BackendSettings, ...]:
+        several = self.text("AZURE_OPENAI_BACKENDS")
+        if several:
+            for setting in ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_DEPLOYMENTS"):
+                if self.text(setting):
+                    self.complain(setting, "remove it: AZURE_OPENAI_BACKENDS is set and names every deployment.")
+            return self._backends_from_list(several)
+        endpoint = self._endpoint("AZURE_OPENAI_ENDPOINT", self.text("AZURE_OPENAI_ENDPOINT"))
+        deployments = tuple(name.strip() for name in self.text("AZURE_OPENAI_DEPLOYMENTS").split(",") if name.strip())
+        if not deployments:
+            self.complain(
+                "AZURE_OPENAI_DEPLOYMENTS",
+                "set it to the name of a model deployment, for example gpt-5.4-mini "
+                "(several: separated by commas, the default one first).",
+            )
+        if endpoint is None:
+            return ()
+        return tuple(BackendSettings(name, endpoint, name, name) for name in dict.fromkeys(deployments))
+
+    def _backends_from_list(self, text: str) -> tuple[BackendSettings, ...]:
+        setting = "AZURE_OPENAI_BACKENDS"
+        try:
+            entries = msgspec.json.decode(text, type=list[_BackendEntry])
+        except msgspec.DecodeError as error:
+            self.complain(
+                setting,
+                'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, '
+                f'each with "model", "name" and "priority" if wanted ({error}).',
+            )
+            return ()
+        backends: list[BackendSettings] = []
+        names: set[str] = set()
+        for position, entry in enumerate(entries):
+            endpoint = self._endpoint(f"{setting}[{position}].endpoint", entry.endpoint.strip())
+            deployment = entry.deployment.strip()
+            if not deployment:
+                self.complain(f"{setting}[{position}].deployment", "must be the name of a model deployment.")
+            if not 0 <= entry.priority <= 1000:
+                self.complain(f"{setting}[{position}].priority", "must be from 0 to 1000; the lowest is tried first.")
+            if endpoint is None or not deployment:
+                continue
+            host = urlsplit(endpoint).hostname or ""
+            name = (entry.name or "").strip() or f"{host.split('.')[0]}/{deployment}"
+            if name in names:
+                self.complain(f"{setting}[{position}].name", "is there twice; give each backend a name of its own.")
+            names.add(name)
+            model = (entry.model or "").strip() or deployment
+            backends.append(BackendSettings(name, endpoint, deployment, model, entry.priority))
+        if not entries:
+            self.complain(setting, "must name at least one deployment.")
+        return tuple(backends)
+
+    def _endpoint(self, setting: str, text: str) -> str | None:
+        """The base of OpenAI's wire: a bare account address gets `/openai/v1/`, anything else must end in `/v1`."""
+        example = "for example https://NAME.openai.azure.com/ (or any server's /v1 address)."
+        if not text:
+            self.complain(setting, f"set it to the address of the model service, {example}")
+            return None
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port, parts = None, None, urlsplit("")
+        if parts.scheme not in ("http", "https") or not host or port == 0:
+            self.complain(setting, f"must be an http or https address, {example}")
+            return None
+        if parts.query or parts.fragment or parts.username or parts.password:
+            self.complain(setting, f"must be an address without a query, a fragment or a password, {example}")
+            return None
+        path = parts.path.rstrip("/")
+        if path in ("", "/openai"):
+            path = "/openai/v1"
+        if not path.endswith("/v1"):
+            self.complain(setting, f"its path must end in /v1, {example}")
+            return None
+        return f"{parts.scheme}://{parts.netloc}{path}/"
+
+    def identity(self, backends: tuple[BackendSettings, ...]) -> Identity | None:
+        """A key, where one is set, is used instead; a server that is not Azure's gets no token unless told so."""
+        scope = self.text("AZURE_OPENAI_TOKEN_SCOPE")
+        if scope and not re.fullmatch(r"[^\s/]+://\S+|[0-9a-fA-F-]{36}/\S+", scope):
+            self.complain("AZURE_OPENAI_TOKEN_SCOPE", f"must be a token scope, for example {AZURE_TOKEN_SCOPE}.")
+        if self.text("AZURE_OPENAI_API_KEY"):
+            return None
+        azure = [_belongs_to_azure(backend.endpoint) for backend in backends]
+        if not scope and not any(azure):
+            return None
+        for backend in backends:
+            if urlsplit(backend.endpoint).scheme != "https" and not _is_loopback(backend.endpoint):
+                self.complain(
+                    "AZURE_OPENAI_ENDPOINT", "must begin with https:// when the app signs in with its Entra identity."
+                )
+                break
+        if not scope and not all(azure):
+            self.complain(
+                "AZURE_OPENAI_BACKENDS",
+                "names servers of Azure and others; set AZURE_OPENAI_TOKEN_SCOPE to send the Entra token to all of them.",
+            )
+        client_id = self.text("AZURE_CLIENT_ID") or None
+        # IDENTITY_ENDPOINT is where the platform serves tokens for a managed identity.
+        managed = bool(self.text("IDENTITY_ENDPOINT"))
+        return Identity("managed" if managed else "developer", scope or AZURE_TOKEN_SCOPE, client_id)
+
+
+def _belongs_to_azure(endpoint: str) -> bool:
+    return (urlsplit(endpoint).hostname or "").endswith(_AZURE_HOSTS)
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
