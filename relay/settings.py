@@ -70,7 +70,7 @@ class Identity:
     client_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """All that the relay can be told from outside. Times are in seconds, sizes in bytes."""
 
@@ -258,7 +258,7 @@ class _Reading:
         if not scope and not all(azure):
             self.complain(
                 "AZURE_OPENAI_BACKENDS",
-                "names servers of Azure and others; set AZURE_OPENAI_TOKEN_SCOPE to send the Entra token to all of them.",
+                "names servers of Azure and others; set AZURE_OPENAI_TOKEN_SCOPE to send all of them the Entra token.",
             )
         client_id = self.text("AZURE_CLIENT_ID") or None
         # IDENTITY_ENDPOINT is where the platform serves tokens for a managed identity.

@@ -1,0 +1,154 @@
+"""The model deployments: which serves which model, the choice among them, and the rest that a refusal earns.
+
+One request makes one pass over the deployments of its model: by priority, then the least loaded. A deployment that asked
+to be left alone is left alone for that long; one that failed without saying so is tried after the others for a moment.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import aiohttp
+
+from relay.problems import Problem
+from relay.settings import BackendSettings, Settings
+from relay.upstream import Answer, EntraToken, Refusal, Upstream, connect
+
+_DOUBT: Final = 2.0  # seconds for which a deployment that just failed is tried last
+
+# Servers that want no key still want the header to be there; clients of such servers send a word like this.
+_NO_KEY: Final = "none"
+
+
+class Backend:
+    """One deployment, and what is known of how it does. `load` is the number of its answers now open."""
+
+    def __init__(self, settings: BackendSettings, upstream: Upstream) -> None:
+        self.settings = settings
+        self.load = 0
+        self._upstream = upstream
+        self._rests_until = 0.0
+        self._doubtful_until = 0.0
+        self._refusal: Refusal | None = None
+
+    async def open(self, parameters: dict[str, Any], request_id: str) -> Answer | Refusal:
+        """Ask this deployment."""
+        return await self._upstream.open({**parameters, "model": self.settings.deployment}, request_id)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Remember a refusal that another deployment may make good."""
+        now = time.monotonic()
+        self._refusal = refusal
+        if refusal.retry_after:
+            self._rests_until = max(self._rests_until, now + refusal.retry_after)
+        self._doubtful_until = now + _DOUBT
+
+    def answered(self) -> None:
+        """Remember that it does well."""
+        self._doubtful_until = 0.0
+
+    def resting(self) -> Refusal | None:
+        """The refusal it rests after, with the time that is left; None when it may be asked."""
+        left = self._rests_until - time.monotonic()
+        if left <= 0 or self._refusal is None:
+            return None
+        return Refusal(
+            self._refusal.problem.after(math.ceil(left)),
+            f"{self._refusal.reason}; it asked to be left alone for {left:.1f} s more",
+            elsewhere=True,
+            retry_after=left,
+            status=self._refusal.status,
+            said=self._refusal.said,
+        )
+
+    def rank(self) -> tuple[bool, int, int]:
+        """What sorts the deployments of a model: those in doubt last, then by priority, then by load."""
+        return (self._doubtful_until > time.monotonic(), self.settings.priority, self.load)
+
+
+class Route:
+    """One request's pass over the deployments of its model. `attempts` counts those that were asked."""
+
+    def __init__(self, backends: list[Backend]) -> None:
+        self._left = backends
+        self._refusals: list[Refusal] = []
+        self.backend: Backend | None = None
+        self.attempts = 0
+
+    def next(self) -> Backend | None:
+        """The deployment to ask now, its load counted until `leave`; None when all of them have refused."""
+        self.leave()
+        while self._left:
+            backend = min(self._left, key=Backend.rank)
+            self._left.remove(backend)
+            if (resting := backend.resting()) is not None:
+                self._refusals.append(resting)
+                continue
+            self.backend = backend
+            backend.load += 1
+            self.attempts += 1
+            return backend
+        return None
+
+    def refused(self, refusal: Refusal) -> None:
+        """The deployment that was asked refused, and another may be asked."""
+        if self.backend is not None:
+            self.backend.refused(refusal)
+        self._refusals.append(refusal)
+
+    def leave(self) -> None:
+        """The deployment that was asked has no more to do with this request."""
+        if self.backend is not None:
+            self.backend.load -= 1
+            self.backend = None
+
+    def outcome(self) -> Refusal:
+        """What the caller is told when all refused: of the refusals that a wait mends, the soonest; else the last."""
+        timed = [refusal for refusal in self._refusals if refusal.problem.retry_after is not None]
+        if timed:
+            return min(timed, key=lambda refusal: refusal.problem.retry_after or 0)
+        return self._refusals[-1]
+
+
+class Backends:
+    """All deployments of the settings. Connections are made with the first request, on the loop that serves it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._token: EntraToken | None = None
+        self._backends: dict[str, list[Backend]] = {}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that callers may ask for, the default one first."""
+        return self._settings.models
+
+    def route(self, model: str | None) -> Route | None:
+        """The pass over the deployments of `model` (None: the default one); None when there is no such model."""
+        if not self._backends:
+            self._connect()
+        backends = self._backends.get(model or self.models[0])
+        return Route(list(backends)) if backends else None
+
+    def _connect(self) -> None:
+        self._session = connect(self._settings)
+        credential: Callable[[], Awaitable[str]] | str = self._settings.api_key or _NO_KEY
+        if self._settings.identity is not None:
+            credential = self._token = EntraToken(self._settings.identity)
+        upstreams: dict[str, Upstream] = {}
+        for settings in self._settings.backends:
+            upstream = upstreams.get(settings.endpoint)
+            if upstream is None:
+                upstream = upstreams[settings.endpoint] = Upstream(settings.endpoint, credential, self._session)
+            self._backends.setdefault(settings.model, []).append(Backend(settings, upstream))
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        self._backends.clear()
+        if self._token is not None:
+            await self._token.close()
+        if self._session is not None:
+            await self._session.close()

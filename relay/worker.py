@@ -1,0 +1,47 @@
+"""What must be mended in the official worker's library, each with its reason.
+
+Seen with azure-functions-runtime 1.3.0 and uvicorn 0.54. Every mend looks before it touches: where the library has
+changed, it does nothing. `tests/test_worker.py` fails on the day that a mend is no longer needed, so that it can go.
+"""
+
+import sys
+from typing import Any, Final
+
+import uvicorn.config
+
+_COORDINATOR: Final = "azure_functions_runtime.http_v2"
+
+
+def mend() -> None:
+    """Mend the worker that hosts this process, if one does. Once, before its web server starts."""
+    quiet_access_log()
+    forget_finished_requests()
+
+
+def quiet_access_log() -> None:
+    """No line per request from uvicorn: on stdout, each becomes a trace that is paid for, and says only GET or POST.
+
+    The host's own request telemetry says more.
+    """
+    logger: dict[str, Any] = uvicorn.config.LOGGING_CONFIG["loggers"].get("uvicorn.access", {})
+    logger["level"] = "WARNING"
+
+
+def forget_finished_requests() -> None:
+    """Let the worker's coordinator forget a request when its response is taken.
+
+    It keeps an entry of every request for ever: 2 kB each, in a process that is meant to serve for weeks.
+    """
+    module = sys.modules.get(_COORDINATOR)
+    coordinator: Any = getattr(module, "HttpCoordinator", None)
+    if not hasattr(coordinator, "_pop_http_response") or hasattr(coordinator, "_pop_http_response_and_keep"):
+        return
+
+    def pop_http_response(self: Any, invoc_id: str) -> Any:
+        try:
+            return self._pop_http_response_and_keep(invoc_id)
+        finally:
+            getattr(self, "_context_references", {}).pop(invoc_id, None)
+
+    coordinator._pop_http_response_and_keep = coordinator._pop_http_response
+    coordinator._pop_http_response = pop_http_response
