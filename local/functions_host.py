@@ -128,13 +128,13 @@ class Route:
         self._pattern = re.compile(pattern, re.IGNORECASE)
 
     def match(self, method: str, path: str) -> dict[str, str] | None:
-        """The route's parameters if the request is this function's, else None. `path` is still percent-encoded."""
+        """The route's parameters if the request is this function's, else None; `path` is decoded but for `%2F`."""
         if self.methods and method not in self.methods:
             return None
         found = self._pattern.fullmatch(path.rstrip("/") or "/")
         if found is None:
             return None
-        return {name: unquote(value) for name, value in found.groupdict().items() if value is not None}
+        return {name: value for name, value in found.groupdict().items() if value is not None}
 
 
 class FunctionsHost:
@@ -160,6 +160,8 @@ class FunctionsHost:
         if (preflight := self._preflight(request)) is not None:
             return preflight
         path = request.raw_path.partition("?")[0]
+        if "%" in path:
+            path = "/".join(unquote(segment).replace("/", "%2F") for segment in path.split("/"))
         for route in self.routes:
             parameters = route.match(request.method, path)
             if parameters is not None:

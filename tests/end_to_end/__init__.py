@@ -1,0 +1,1 @@
+"""Through the host, the official worker and real sockets."""
