@@ -1,19 +1,19 @@
 """The model deployments: which serves which model, the choice among them, and the rest that a refusal earns.
 
-One request makes one pass over the deployments of its model: by priority, then the least loaded. A deployment that asked
-to be left alone is left alone for that long; one that failed without saying so is tried after the others for a moment.
+One request makes one pass over the deployments of its model: by priority, then the least loaded. A deployment that
+asked to be left alone is left alone for that long; one that failed without saying so is tried last for a moment.
 """
 
-import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Self
 
 import aiohttp
 
-from relay.problems import Problem
-from relay.settings import BackendSettings, Settings
+from relay import telemetry
+from relay.problems import MODEL_NOT_FOUND, NOT_CONFIGURED, RATE_LIMITED, FieldError, Problem
+from relay.settings import BackendSettings, Settings, SettingsError
 from relay.upstream import Answer, EntraToken, Refusal, Upstream, connect
 
 _DOUBT: Final = 2.0  # seconds for which a deployment that just failed is tried last
@@ -71,7 +71,8 @@ class Backend:
 class Route:
     """One request's pass over the deployments of its model. `attempts` counts those that were asked."""
 
-    def __init__(self, backends: list[Backend]) -> None:
+    def __init__(self, model: str, backends: list[Backend]) -> None:
+        self.model = model
         self._left = backends
         self._refusals: list[Refusal] = []
         self.backend: Backend | None = None
@@ -109,37 +110,49 @@ class Route:
         timed = [refusal for refusal in self._refusals if refusal.problem.retry_after is not None]
         if timed:
             return min(timed, key=lambda refusal: refusal.problem.retry_after or 0)
-        return self._refusals[-1]
+        busy = [refusal for refusal in self._refusals if refusal.problem.code == RATE_LIMITED.code]
+        return (busy or self._refusals)[-1]
 
 
 class Backends:
     """All deployments of the settings. Connections are made with the first request, on the loop that serves it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._token: EntraToken | None = None
         self._backends: dict[str, list[Backend]] = {}
 
+    @classmethod
+    def configured(cls, environ: Mapping[str, str]) -> Self | Problem:
+        """The deployments that the app settings name; a wrong setting is a problem to answer with, and is on record."""
+        try:
+            return cls(Settings.read(environ))
+        except SettingsError as error:
+            for complaint in error.complaints:
+                telemetry.complain(complaint.setting, complaint.message)
+            return NOT_CONFIGURED.at(*(FieldError(it.setting, it.message) for it in error.complaints))
+
     @property
     def models(self) -> tuple[str, ...]:
         """The models that callers may ask for, the default one first."""
-        return self._settings.models
+        return self.settings.models
 
-    def route(self, model: str | None) -> Route | None:
-        """The pass over the deployments of `model` (None: the default one); None when there is no such model."""
+    def route(self, model: str | None) -> Route | Problem:
+        """The pass over the deployments of `model` (None: the default one)."""
         if not self._backends:
             self._connect()
-        backends = self._backends.get(model or self.models[0])
-        return Route(list(backends)) if backends else None
+        model = model or self.models[0]
+        backends = self._backends.get(model)
+        return Route(model, list(backends)) if backends else MODEL_NOT_FOUND
 
     def _connect(self) -> None:
-        self._session = connect(self._settings)
-        credential: Callable[[], Awaitable[str]] | str = self._settings.api_key or _NO_KEY
-        if self._settings.identity is not None:
-            credential = self._token = EntraToken(self._settings.identity)
+        self._session = connect(self.settings)
+        credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or _NO_KEY
+        if self.settings.identity is not None:
+            credential = self._token = EntraToken(self.settings.identity)
         upstreams: dict[str, Upstream] = {}
-        for settings in self._settings.backends:
+        for settings in self.settings.backends:
             upstream = upstreams.get(settings.endpoint)
             if upstream is None:
                 upstream = upstreams[settings.endpoint] = Upstream(settings.endpoint, credential, self._session)

@@ -41,6 +41,7 @@ _LONGEST_ERROR_BODY: Final = 64 * 1024  # bytes; an error that is longer is none
 _TOKEN_TIMEOUT: Final = 20  # seconds for one attempt to sign in; az alone takes some
 _RENEW_BEFORE: Final = 300  # seconds before its end that a token is renewed, beside the requests
 _RENEW_AGAIN: Final = 30  # seconds after which a renewal that failed is tried again
+_END_OF_BODY: Final = 0.5  # seconds between an answer's last event and the end of its body
 _HANDED_OVER: Final = "relay.response"
 
 # What of an upstream response's errors says that the connection broke, whichever way.
@@ -78,11 +79,19 @@ class Answer:
         return self._response.content_type
 
     def close(self) -> None:
-        """Give the connection back if the answer was read to its end, otherwise abort it at once."""
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
+        """Abort the answer at once; the model service sees its caller leave."""
+        self._response.close()
+
+    async def end(self) -> None:
+        """Give the connection back for the next request, once the answer's end has come; it is waited for briefly."""
+        try:
+            async with asyncio.timeout(_END_OF_BODY):
+                while not self._response.content.at_eof():
+                    await self.read()
+        except (TimeoutError, *BROKEN):
             self._response.close()
+        else:
+            self._response.release()
 
 
 class TokenSource(Protocol):
