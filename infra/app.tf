@@ -1,0 +1,172 @@
+# The Function App on a Flex Consumption plan, and all its settings.
+
+locals {
+  # What relay/settings.py reads and an operator may change; a test holds the two together.
+  relay_setting_names = [
+    "COMMIT_WAIT_SECONDS",
+    "MAX_BODY_BYTES",
+    "MAX_OUTPUT_TOKENS",
+    "PING_INTERVAL_SECONDS",
+    "STREAM_DEADLINE_SECONDS",
+    "UPSTREAM_CONNECT_TIMEOUT_SECONDS",
+    "UPSTREAM_SILENCE_TIMEOUT_SECONDS",
+  ]
+
+  app_settings = merge(
+    {
+      # The host's own storage, by identity. The plain AzureWebJobsStorage, which the provider writes with every change
+      # of the app (terraform-provider-azurerm #29149, #29693), is deleted by the publish step.
+      AzureWebJobsStorage__accountName = azurerm_storage_account.app.name
+      AzureWebJobsStorage__credential  = "managedidentity"
+      AzureWebJobsStorage__clientId    = azurerm_user_assigned_identity.app.client_id
+
+      # Which identity the app asks tokens for.
+      AZURE_CLIENT_ID = azurerm_user_assigned_identity.app.client_id
+
+      # Every deployment, the default model's first.
+      AZURE_OPENAI_BACKENDS = jsonencode([
+        for deployment in local.deployments : {
+          name       = deployment.key
+          endpoint   = azurerm_cognitive_account.openai[deployment.instance].endpoint
+          deployment = deployment.name
+          model      = deployment.public_name
+          priority   = deployment.priority
+        }
+      ])
+
+      # APPLICATIONINSIGHTS_CONNECTION_STRING is in site_config below: the provider reads it back from there.
+      APPLICATIONINSIGHTS_AUTHENTICATION_STRING   = "ClientId=${azurerm_user_assigned_identity.app.client_id};Authorization=AAD"
+      PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY = "true"
+    },
+    # Whoever passes the sign-in needs no key: the functions then ask for none.
+    var.entra_sign_in == null ? {} : { HTTP_AUTH_LEVEL = "anonymous" },
+    var.relay_settings,
+  )
+}
+
+resource "azurerm_service_plan" "app" {
+  # checkov:skip=CKV_AZURE_212:Flex Consumption counts its own instances; the argument has no effect on FC1.
+  # checkov:skip=CKV_AZURE_211:FC1 is a production plan: the only serverless one with Python 3.13, networks and concurrency.
+  # checkov:skip=CKV_AZURE_225:Zones cost at least two warm instances in each; set zone balancing where that is worth it.
+  name                = local.names.service_plan
+  resource_group_name = local.resource_group_name
+  location            = local.location
+  tags                = local.tags
+  os_type             = "Linux"
+  sku_name            = "FC1"
+}
+
+resource "azurerm_function_app_flex_consumption" "app" {
+  name                = local.names.function_app
+  resource_group_name = local.resource_group_name
+  location            = local.location
+  tags                = local.tags
+  service_plan_id     = azurerm_service_plan.app.id
+
+  runtime_name    = "python"
+  runtime_version = "3.13"
+
+  instance_memory_in_mb  = var.instance_memory_in_mb
+  maximum_instance_count = var.maximum_instance_count
+  http_concurrency       = var.http_concurrency
+
+  dynamic "always_ready" {
+    for_each = var.always_ready_instances > 0 ? [var.always_ready_instances] : []
+
+    content {
+      name           = "http"
+      instance_count = always_ready.value
+    }
+  }
+
+  identity {
+    type         = "UserAssigned"
+    identity_ids = [azurerm_user_assigned_identity.app.id]
+  }
+
+  storage_container_type            = "blobContainer"
+  storage_container_endpoint        = "${azurerm_storage_account.app.primary_blob_endpoint}${azurerm_storage_container.code.name}"
+  storage_authentication_type       = "UserAssignedIdentity"
+  storage_user_assigned_identity_id = azurerm_user_assigned_identity.app.id
+
+  https_only                                     = true
+  webdeploy_publish_basic_authentication_enabled = false
+  public_network_access_enabled                  = !local.app_is_private
+  virtual_network_subnet_id                      = local.app_subnet_id
+
+  app_settings = local.app_settings
+
+  site_config {
+    minimum_tls_version     = "1.2"
+    scm_minimum_tls_version = "1.2"
+
+    application_insights_connection_string = azurerm_application_insights.app.connection_string
+
+    ip_restriction_default_action = length(var.allowed_ip_ranges) > 0 ? "Deny" : "Allow"
+
+    dynamic "ip_restriction" {
+      for_each = var.allowed_ip_ranges
+
+      content {
+        name       = "allowed-${ip_restriction.key + 1}"
+        action     = "Allow"
+        priority   = 100 + ip_restriction.key
+        ip_address = ip_restriction.value
+      }
+    }
+
+    dynamic "cors" {
+      for_each = length(var.cors_allowed_origins) > 0 ? [var.cors_allowed_origins] : []
+
+      content {
+        allowed_origins = cors.value
+      }
+    }
+  }
+
+  dynamic "auth_settings_v2" {
+    for_each = var.entra_sign_in == null ? [] : [var.entra_sign_in]
+
+    content {
+      auth_enabled           = true
+      require_authentication = true
+      require_https          = true
+      default_provider       = "azureactivedirectory"
+      unauthenticated_action = "RedirectToLoginPage"
+      # The check at the end of an apply, and a load balancer's probe, have no identity; /health tells nothing.
+      excluded_paths = ["/health"]
+
+      active_directory_v2 {
+        client_id            = auth_settings_v2.value.client_id
+        tenant_auth_endpoint = "https://login.microsoftonline.com/${coalesce(auth_settings_v2.value.tenant_id, data.azurerm_client_config.current.tenant_id)}/v2.0"
+        allowed_audiences = distinct(concat(
+          [auth_settings_v2.value.client_id, "api://${auth_settings_v2.value.client_id}"], auth_settings_v2.value.allowed_audiences
+        ))
+        allowed_applications = auth_settings_v2.value.allowed_applications
+        allowed_groups       = auth_settings_v2.value.allowed_groups
+      }
+
+      login {
+        token_store_enabled = false
+      }
+    }
+  }
+
+  lifecycle {
+    # Azure adds this tag by itself; removing it would restart the app at every apply.
+    ignore_changes = [tags["hidden-link: /app-insights-resource-id"]]
+
+    precondition {
+      condition     = length(local.names.function_app) <= 32
+      error_message = "The Function App's name, ${local.names.function_app}, is longer than 32 characters, after which the Functions host cuts its id. Shorten name_pattern, or set names.function_app."
+    }
+  }
+
+  # An app without its roles starts, fails and is slow to try again.
+  depends_on = [
+    azurerm_role_assignment.storage,
+    azurerm_role_assignment.openai,
+    azurerm_role_assignment.telemetry,
+    azurerm_cognitive_deployment.model,
+  ]
+}

@@ -1,0 +1,41 @@
+# The resources' names: made of the pattern at plan time, so that no provider of random values is needed.
+
+locals {
+  location = lower(replace(var.location, " ", ""))
+
+  # The same subscription, project and environment give the same names again, everywhere.
+  name_hash = substr(sha256(join("/", [data.azurerm_client_config.current.subscription_id, var.project, var.environment])), 0, 6)
+
+  name_types = {
+    resource_group          = "rg"
+    function_app            = "func"
+    service_plan            = "asp"
+    identity                = "id"
+    openai_account          = "oai"
+    log_analytics_workspace = "log"
+    application_insights    = "appi"
+    virtual_network         = "vnet"
+    subnet                  = "snet"
+    network_security_group  = "nsg"
+    private_endpoint        = "pep"
+    action_group            = "ag"
+    alert                   = "alert"
+    budget                  = "budget"
+    storage_account         = "st"
+  }
+
+  patterned_names = {
+    for resource, type in local.name_types : resource => replace(replace(replace(replace(replace(
+      var.name_pattern,
+      "{type}", type), "{project}", var.project), "{environment}", var.environment), "{location}", local.location), "{hash}", local.name_hash
+    )
+  }
+
+  # Storage accounts: 3 to 24 lower-case letters and digits. What is too long keeps the hash at its end.
+  storage_name_letters = replace(lower(local.patterned_names.storage_account), "/[^a-z0-9]/", "")
+  storage_name         = length(local.storage_name_letters) <= 24 ? local.storage_name_letters : "${substr(local.storage_name_letters, 0, 18)}${local.name_hash}"
+
+  names = merge(local.patterned_names, { storage_account = local.storage_name }, var.names)
+
+  tags = merge({ project = var.project, environment = var.environment }, var.tags)
+}

@@ -1,0 +1,125 @@
+# A company's network: the subnet that the app speaks from, and private endpoints. None of it by default.
+
+locals {
+  uses_network    = var.vnet_integration != null
+  creates_network = local.uses_network && try(var.vnet_integration.subnet_id, null) == null
+  app_is_private  = try(var.private_endpoints.function_app, false)
+
+  app_subnet_id = local.uses_network ? (local.creates_network ? azurerm_subnet.app[0].id : var.vnet_integration.subnet_id) : null
+}
+
+resource "azurerm_virtual_network" "main" {
+  # checkov:skip=CKV_AZURE_183:Azure's own name servers are right for a network that holds one app.
+  count = local.creates_network ? 1 : 0
+
+  name                = coalesce(var.vnet_integration.virtual_network_name, local.names.virtual_network)
+  resource_group_name = local.resource_group_name
+  location            = local.location
+  address_space       = [var.vnet_integration.address_space]
+  tags                = local.tags
+}
+
+# No rule of its own: the default rules keep the internet out and let the app speak.
+resource "azurerm_network_security_group" "app" {
+  count = local.creates_network ? 1 : 0
+
+  name                = local.names.network_security_group
+  resource_group_name = local.resource_group_name
+  location            = local.location
+  tags                = local.tags
+}
+
+resource "azurerm_subnet" "app" {
+  count = local.creates_network ? 1 : 0
+
+  name                 = local.names.subnet
+  resource_group_name  = local.resource_group_name
+  virtual_network_name = azurerm_virtual_network.main[0].name
+  # A /27 is the least that Flex Consumption takes.
+  address_prefixes = [cidrsubnet(var.vnet_integration.address_space, 27 - tonumber(split("/", var.vnet_integration.address_space)[1]), 0)]
+
+  # Without it no traffic leaves the subnet under the account's eyes: the accounts' rule names this subnet.
+  service_endpoint {
+    service = "Microsoft.CognitiveServices"
+  }
+
+  delegation {
+    name = "flex-consumption"
+
+    service_delegation {
+      name    = "Microsoft.App/environments"
+      actions = ["Microsoft.Network/virtualNetworks/subnets/join/action"]
+    }
+  }
+}
+
+resource "azurerm_subnet_network_security_group_association" "app" {
+  count = local.creates_network ? 1 : 0
+
+  subnet_id                 = azurerm_subnet.app[0].id
+  network_security_group_id = azurerm_network_security_group.app[0].id
+}
+
+resource "azurerm_private_endpoint" "openai" {
+  for_each = var.private_endpoints == null ? {} : { for instance in local.instances : instance.key => instance }
+
+  name                = "${local.names.private_endpoint}-${each.key}"
+  resource_group_name = local.resource_group_name
+  location            = local.location
+  subnet_id           = var.private_endpoints.subnet_id
+  tags                = local.tags
+
+  private_service_connection {
+    name                           = "openai"
+    private_connection_resource_id = azurerm_cognitive_account.openai[each.key].id
+    subresource_names              = ["account"]
+    is_manual_connection           = false
+  }
+
+  dynamic "private_dns_zone_group" {
+    for_each = length(var.private_endpoints.openai_dns_zone_ids) > 0 ? [var.private_endpoints.openai_dns_zone_ids] : []
+
+    content {
+      name                 = "default"
+      private_dns_zone_ids = private_dns_zone_group.value
+    }
+  }
+
+  # An account is busy while a deployment is made on it and refuses the endpoint.
+  depends_on = [azurerm_cognitive_deployment.model]
+
+  lifecycle {
+    # In many landing zones Azure Policy adds the group.
+    ignore_changes = [private_dns_zone_group]
+  }
+}
+
+resource "azurerm_private_endpoint" "app" {
+  count = local.app_is_private ? 1 : 0
+
+  name                = "${local.names.private_endpoint}-app"
+  resource_group_name = local.resource_group_name
+  location            = local.location
+  subnet_id           = var.private_endpoints.subnet_id
+  tags                = local.tags
+
+  private_service_connection {
+    name                           = "app"
+    private_connection_resource_id = azurerm_function_app_flex_consumption.app.id
+    subresource_names              = ["sites"]
+    is_manual_connection           = false
+  }
+
+  dynamic "private_dns_zone_group" {
+    for_each = length(var.private_endpoints.function_app_dns_zone_ids) > 0 ? [var.private_endpoints.function_app_dns_zone_ids] : []
+
+    content {
+      name                 = "default"
+      private_dns_zone_ids = private_dns_zone_group.value
+    }
+  }
+
+  lifecycle {
+    ignore_changes = [private_dns_zone_group]
+  }
+}

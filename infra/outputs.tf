@@ -1,0 +1,86 @@
+# What a person needs next, ready to paste. No key is among it: the commands fetch it when they run.
+
+locals {
+  app_url = "https://${azurerm_function_app_flex_consumption.app.default_hostname}"
+
+  function_key_command = join(" ", [
+    "az functionapp keys list",
+    "--subscription ${data.azurerm_client_config.current.subscription_id}",
+    "--resource-group ${local.resource_group_name}",
+    "--name ${azurerm_function_app_flex_consumption.app.name}",
+    "--query functionKeys.default --output tsv",
+  ])
+
+  token_command = var.entra_sign_in == null ? null : (
+    "az account get-access-token --scope api://${var.entra_sign_in.client_id}/.default --query accessToken --output tsv"
+  )
+
+  credential_header = var.entra_sign_in == null ? "x-functions-key: $(${local.function_key_command})" : "Authorization: Bearer $(${local.token_command})"
+
+  portal = "https://portal.azure.com/#@${data.azurerm_client_config.current.tenant_id}/resource"
+}
+
+output "url" {
+  description = "The app's address."
+  value       = local.app_url
+}
+
+output "stream_command" {
+  description = "A command that streams words; it fetches its credential with az when it runs."
+  value       = "curl --no-buffer --header \"${local.credential_header}\" --header 'Content-Type: application/json' --data '{\"input\": \"write a random 100 word paragraph\"}' ${local.app_url}/stream"
+}
+
+output "function_key_command" {
+  description = "Prints the function key. With Entra sign-in there is none to print."
+  value       = var.entra_sign_in == null ? local.function_key_command : null
+}
+
+output "token_command" {
+  description = "With Entra sign-in: prints a token for the app."
+  value       = local.token_command
+}
+
+output "chat_url" {
+  description = "The chat page."
+  value       = "${local.app_url}/chat"
+}
+
+output "resource_group_name" {
+  description = "The resource group."
+  value       = local.resource_group_name
+}
+
+output "function_app_name" {
+  description = "The Function App."
+  value       = azurerm_function_app_flex_consumption.app.name
+}
+
+output "deployments" {
+  description = "Every model deployment, by account and name."
+  value = {
+    for deployment in local.deployments : deployment.key => {
+      endpoint    = azurerm_cognitive_account.openai[deployment.instance].endpoint
+      model       = deployment.model
+      version     = deployment.version
+      public_name = deployment.public_name
+      sku         = deployment.sku
+      capacity    = deployment.capacity
+      priority    = deployment.priority
+    }
+  }
+}
+
+output "publish_command" {
+  description = "Publishes the code by hand or from a pipeline, which deploy_code = false leaves to it; run it in this folder."
+  value       = join(" ", concat([var.python, "publish.py"], local.publish_arguments))
+}
+
+output "portal_links" {
+  description = "The resources in the portal."
+  value = {
+    resource_group       = "${local.portal}${local.resource_group_id}"
+    function_app         = "${local.portal}${azurerm_function_app_flex_consumption.app.id}"
+    application_insights = "${local.portal}${azurerm_application_insights.app.id}"
+    workbook             = "${local.portal}${azurerm_application_insights_workbook.streams.id}"
+  }
+}

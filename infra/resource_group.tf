@@ -1,0 +1,16 @@
+# The resource group: made here, or one that exists.
+
+resource "azurerm_resource_group" "main" {
+  count = var.create_resource_group ? 1 : 0
+
+  name     = coalesce(var.resource_group_name, local.names.resource_group)
+  location = local.location
+  tags     = local.tags
+}
+
+locals {
+  resource_group_name = var.create_resource_group ? azurerm_resource_group.main[0].name : var.resource_group_name
+  resource_group_id = var.create_resource_group ? azurerm_resource_group.main[0].id : (
+    "/subscriptions/${data.azurerm_client_config.current.subscription_id}/resourceGroups/${var.resource_group_name}"
+  )
+}

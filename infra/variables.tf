@@ -1,0 +1,512 @@
+# What a person may decide. Everything has a default: `terraform apply` alone works.
+
+# ---- Names and place -------------------------------------------------------------------------------------------------
+
+variable "project" {
+  type        = string
+  description = "A short name of the product; part of every resource's name."
+  default     = "relay"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9]{1,9}$", var.project))
+    error_message = "project must be 2 to 10 lower-case letters and digits, beginning with a letter, for example \"relay\"."
+  }
+}
+
+variable "environment" {
+  type        = string
+  description = "The environment, for example dev or prod; part of every resource's name."
+  default     = "dev"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9]{1,7}$", var.environment))
+    error_message = "environment must be 2 to 8 lower-case letters and digits, beginning with a letter, for example \"dev\"."
+  }
+}
+
+variable "location" {
+  type        = string
+  description = "The Azure region of everything but those OpenAI accounts that name a region of their own, for example eastus2."
+  default     = "eastus2"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9]{3,}$", lower(replace(var.location, " ", ""))))
+    error_message = "location must be the name of an Azure region, for example eastus2 or \"East US 2\" (`az account list-locations -o table` lists them)."
+  }
+}
+
+variable "resource_group_name" {
+  type        = string
+  description = "The resource group's name. By default it is made from name_pattern."
+  default     = null
+
+  validation {
+    condition     = var.resource_group_name == null || can(regex("^[-\\w._()]{0,89}[-\\w_()]$", var.resource_group_name))
+    error_message = "resource_group_name must be 1 to 90 letters, digits, '-', '_', '.', '(' or ')', and not end in a full stop."
+  }
+}
+
+variable "create_resource_group" {
+  type        = bool
+  description = "False deploys into the existing resource group resource_group_name, which is then never deleted from here."
+  default     = true
+  nullable    = false
+
+  validation {
+    condition     = var.create_resource_group || var.resource_group_name != null
+    error_message = "With create_resource_group = false, set resource_group_name to the group that exists."
+  }
+}
+
+variable "name_pattern" {
+  type        = string
+  description = "The pattern of the resources' names. {type} is the kind of resource (func, oai, st, ...), {hash} is made of subscription, project and environment, so that names that must be unique in the world are."
+  default     = "{type}-{project}-{environment}-{hash}"
+  nullable    = false
+
+  validation {
+    condition     = strcontains(var.name_pattern, "{type}")
+    error_message = "name_pattern must contain {type}, or all resources would share one name."
+  }
+
+  validation {
+    condition     = can(regex("^[a-zA-Z0-9-]+$", replace(var.name_pattern, "/\\{(type|project|environment|hash|location)\\}/", "x")))
+    error_message = "name_pattern may contain letters, digits, '-' and {type}, {project}, {environment}, {location}, {hash}; nothing else."
+  }
+}
+
+variable "names" {
+  type        = map(string)
+  description = "Names that don't follow name_pattern, by resource: function_app, service_plan, storage_account, identity, openai_account, log_analytics_workspace, application_insights, virtual_network, subnet, network_security_group, action_group, budget."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition = alltrue([for resource in keys(var.names) : contains([
+      "function_app", "service_plan", "storage_account", "identity", "openai_account", "log_analytics_workspace",
+      "application_insights", "virtual_network", "subnet", "network_security_group", "action_group", "budget",
+    ], resource)])
+    error_message = "names may have the keys function_app, service_plan, storage_account, identity, openai_account, log_analytics_workspace, application_insights, virtual_network, subnet, network_security_group, action_group, budget."
+  }
+
+  validation {
+    condition     = can(regex("^[a-zA-Z0-9][a-zA-Z0-9-]{0,30}[a-zA-Z0-9]$", lookup(var.names, "function_app", "func")))
+    error_message = "names.function_app must be 2 to 32 letters, digits and '-': the Functions host cuts its id after 32 characters, and two apps with the same first 32 would collide."
+  }
+
+  validation {
+    condition     = can(regex("^[a-z0-9]{3,24}$", lookup(var.names, "storage_account", "storage")))
+    error_message = "names.storage_account must be 3 to 24 lower-case letters and digits."
+  }
+}
+
+variable "tags" {
+  type        = map(string)
+  description = "Tags for every resource, beside project and environment."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = length(var.tags) <= 40 && alltrue([for name, value in var.tags : length(name) <= 128 && length(value) <= 256 && !can(regex("[<>%&\\\\?/]", name))])
+    error_message = "tags: at most 40, names of up to 128 characters without < > % & \\ ? /, values of up to 256 characters."
+  }
+
+  validation {
+    condition     = !anytrue([for name in keys(var.tags) : startswith(name, "hidden-")])
+    error_message = "tags: names that begin with \"hidden-\" belong to Azure; remove them."
+  }
+}
+
+variable "register_resource_providers" {
+  type        = bool
+  description = "Register the resource providers that are used. False where the deployer may not do so at the subscription and an administrator has."
+  default     = true
+  nullable    = false
+}
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+
+variable "open_ai_instances" {
+  type = list(object({
+    name                  = optional(string)
+    region                = optional(string)
+    sku                   = optional(string, "S0")
+    custom_subdomain_name = optional(string)
+    priority              = optional(number)
+    models = optional(list(object({
+      name                   = string
+      version                = optional(string)
+      deployment_name        = optional(string)
+      public_name            = optional(string)
+      sku                    = optional(string, "GlobalStandard")
+      capacity               = optional(number, 50)
+      rai_policy_name        = optional(string)
+      version_upgrade_option = optional(string, "OnceCurrentVersionExpired")
+    })), [{ name = "gpt-5.4-mini", version = "2026-03-17" }])
+  }))
+  description = <<-EOT
+    The Azure OpenAI accounts, and the models deployed on each.
+    name: the account's name (by default made from name_pattern). region: by default location. sku: S0.
+    custom_subdomain_name: the account's address, unique in the world (by default made from the name and a hash).
+    priority: the lowest is tried first; by default the order of the list.
+    models: name and version as Azure's catalogue has them; deployment_name (by default the model's name); public_name
+    (what callers ask for, by default the model's name: the same model on two accounts is then one model with two
+    backends); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens a
+    minute, or provisioned units); rai_policy_name (the content filter); version_upgrade_option.
+    The first model of the first instance is the app's default model.
+  EOT
+  default     = [{}]
+  nullable    = false
+
+  validation {
+    condition     = length(var.open_ai_instances) > 0 && alltrue([for instance in var.open_ai_instances : length(instance.models) > 0])
+    error_message = "open_ai_instances needs at least one account, and each account at least one model."
+  }
+
+  validation {
+    condition     = length(var.open_ai_instances) <= 100
+    error_message = "open_ai_instances may name at most 100 accounts."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : instance.name == null || can(regex("^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,63}$", instance.name))])
+    error_message = "open_ai_instances: a name is 2 to 64 letters, digits, '.', '-' or '_', beginning with a letter or digit."
+  }
+
+  validation {
+    condition     = length(distinct([for position, instance in var.open_ai_instances : coalesce(instance.name, "openai-${position + 1}")])) == length(var.open_ai_instances)
+    error_message = "open_ai_instances: two accounts have the same name; give each a name of its own."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : instance.region == null || can(regex("^[a-z][a-z0-9]{3,}$", lower(replace(instance.region, " ", ""))))])
+    error_message = "open_ai_instances: a region is the name of an Azure region, for example swedencentral."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : instance.sku == "S0"])
+    error_message = "open_ai_instances: the sku of an Azure OpenAI account is S0; a model's throughput is set by the sku and capacity of its deployment."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : instance.custom_subdomain_name == null || can(regex("^[a-z0-9][a-z0-9-]{0,62}[a-z0-9]$", instance.custom_subdomain_name))])
+    error_message = "open_ai_instances: a custom_subdomain_name is 2 to 64 lower-case letters, digits and '-', beginning and ending with a letter or digit."
+  }
+
+  validation {
+    condition = length(distinct([for instance in var.open_ai_instances : instance.custom_subdomain_name if instance.custom_subdomain_name != null])) == length(
+      [for instance in var.open_ai_instances : instance.custom_subdomain_name if instance.custom_subdomain_name != null]
+    )
+    error_message = "open_ai_instances: two accounts have the same custom_subdomain_name; it must be unique in the world."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : instance.priority == null || try(instance.priority >= 0 && instance.priority <= 1000 && floor(instance.priority) == instance.priority, false)])
+    error_message = "open_ai_instances: a priority is a whole number from 0 to 1000; the lowest is tried first."
+  }
+
+  validation {
+    condition = alltrue([for instance in var.open_ai_instances : length(instance.models) == length(distinct(
+      [for model in instance.models : lower(coalesce(model.deployment_name, model.name))]
+    ))])
+    error_message = "open_ai_instances: an account has two deployments of the same name; give one of them a deployment_name."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : can(regex("^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,63}$", coalesce(model.deployment_name, model.name)))]]))
+    error_message = "open_ai_instances: a model's name and its deployment_name are 2 to 64 letters, digits, '.', '-' or '_'."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.version != "" && model.public_name != "" && model.rai_policy_name != ""]]))
+    error_message = "open_ai_instances: leave version, public_name or rai_policy_name out instead of setting it to \"\"."
+  }
+
+  validation {
+    condition = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : contains(
+      ["GlobalStandard", "DataZoneStandard", "Standard", "GlobalProvisionedManaged", "DataZoneProvisionedManaged", "ProvisionedManaged"], model.sku
+    )]]))
+    error_message = "open_ai_instances: a model's sku is GlobalStandard, DataZoneStandard, Standard, GlobalProvisionedManaged, DataZoneProvisionedManaged or ProvisionedManaged (a batch deployment can't stream)."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : try(model.capacity >= 1 && floor(model.capacity) == model.capacity, false)]]))
+    error_message = "open_ai_instances: capacity is a whole number of at least 1 (thousands of tokens a minute, or provisioned units)."
+  }
+
+  validation {
+    condition = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : contains(
+      ["OnceCurrentVersionExpired", "OnceNewDefaultVersionAvailable", "NoAutoUpgrade"], model.version_upgrade_option
+    )]]))
+    error_message = "open_ai_instances: version_upgrade_option is OnceCurrentVersionExpired (keeps the version, survives its retirement), OnceNewDefaultVersionAvailable or NoAutoUpgrade."
+  }
+}
+
+# ---- The app ---------------------------------------------------------------------------------------------------------
+
+variable "instance_memory_in_mb" {
+  type        = number
+  description = "Memory of one instance of the app; its share of a processor grows with it."
+  default     = 2048
+  nullable    = false
+
+  validation {
+    condition     = contains([512, 2048, 4096], var.instance_memory_in_mb)
+    error_message = "instance_memory_in_mb must be 512, 2048 or 4096."
+  }
+}
+
+variable "maximum_instance_count" {
+  type        = number
+  description = "How many instances the app may grow to: the ceiling of its cost, and with http_concurrency of its open streams."
+  default     = 40
+  nullable    = false
+
+  validation {
+    condition     = var.maximum_instance_count >= 1 && var.maximum_instance_count <= 1000 && floor(var.maximum_instance_count) == var.maximum_instance_count
+    error_message = "maximum_instance_count must be a whole number from 1 to 1000."
+  }
+}
+
+variable "http_concurrency" {
+  type        = number
+  description = "Streams that one instance serves at a time. A stream holds its place from the first byte to the last. Azure's own default for Python is 1: an instance for each stream."
+  default     = 100
+  nullable    = false
+
+  validation {
+    condition     = var.http_concurrency >= 2 && var.http_concurrency <= 1000 && floor(var.http_concurrency) == var.http_concurrency
+    error_message = "http_concurrency must be a whole number from 2 to 1000; with 1 every open stream would cost an instance of its own."
+  }
+}
+
+variable "always_ready_instances" {
+  type        = number
+  description = "Instances that are kept warm for HTTP. 0 scales to zero; 1 spares the first caller the cold start and costs all day."
+  default     = 0
+  nullable    = false
+
+  validation {
+    condition     = var.always_ready_instances >= 0 && var.always_ready_instances <= var.maximum_instance_count && floor(var.always_ready_instances) == var.always_ready_instances
+    error_message = "always_ready_instances must be a whole number from 0 to maximum_instance_count."
+  }
+}
+
+variable "relay_settings" {
+  type        = map(string)
+  description = "App settings of the relay that differ from its defaults, for example { MAX_OUTPUT_TOKENS = \"4096\" }. README lists them."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for setting in keys(var.relay_settings) : contains(local.relay_setting_names, setting)])
+    error_message = "relay_settings may have these keys: ${join(", ", local.relay_setting_names)}. Addresses, models and identity are set by Terraform; there is no key."
+  }
+
+  validation {
+    condition     = alltrue([for value in values(var.relay_settings) : can(regex("^[0-9]{1,12}(\\.[0-9]{1,6})?$", value))])
+    error_message = "relay_settings: each value is a number in quotes, for example \"30\"; README lists the least and the most."
+  }
+}
+
+variable "deploy_code" {
+  type        = bool
+  description = "Publish the app's code in the same apply. False leaves it to a pipeline, which then runs the command of the output publish_command."
+  default     = true
+  nullable    = false
+}
+
+variable "python" {
+  type        = string
+  description = "The Python 3 that runs the publish script on the deployer's machine; on Windows often \"python\"."
+  default     = "python3"
+  nullable    = false
+
+  validation {
+    condition     = length(trimspace(var.python)) > 0
+    error_message = "python must name a Python 3 interpreter, for example python3."
+  }
+}
+
+# ---- Landing zone ----------------------------------------------------------------------------------------------------
+
+variable "vnet_integration" {
+  type = object({
+    subnet_id            = optional(string)
+    address_space        = optional(string, "10.80.0.0/24")
+    virtual_network_name = optional(string)
+  })
+  description = "Lets the app speak from a subnet, and closes the OpenAI accounts to everything else. {} makes a virtual network; subnet_id takes an existing subnet, which must be delegated to Microsoft.App/environments and, without private_endpoints, have the service endpoint Microsoft.CognitiveServices."
+  default     = null
+
+  validation {
+    condition     = try(var.vnet_integration.subnet_id, null) == null || can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$", var.vnet_integration.subnet_id))
+    error_message = "vnet_integration.subnet_id must be the id of a subnet: /subscriptions/.../virtualNetworks/NAME/subnets/NAME."
+  }
+
+  validation {
+    condition     = var.vnet_integration == null || can(cidrsubnet(var.vnet_integration.address_space, 27 - tonumber(split("/", var.vnet_integration.address_space)[1]), 0))
+    error_message = "vnet_integration.address_space must be an IPv4 range that has room for a /27, for example 10.80.0.0/24."
+  }
+}
+
+variable "private_endpoints" {
+  type = object({
+    subnet_id                 = string
+    openai_dns_zone_ids       = optional(list(string), [])
+    function_app              = optional(bool, false)
+    function_app_dns_zone_ids = optional(list(string), [])
+  })
+  description = "Private endpoints for the OpenAI accounts in an existing subnet, which close their public side; with function_app = true for the app too (then only that network reaches it, publishing included). The DNS zones exist already (privatelink.openai.azure.com, privatelink.azurewebsites.net); leave the ids out where Azure Policy adds them."
+  default     = null
+
+  validation {
+    condition     = var.private_endpoints == null || can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$", var.private_endpoints.subnet_id))
+    error_message = "private_endpoints.subnet_id must be the id of a subnet: /subscriptions/.../virtualNetworks/NAME/subnets/NAME."
+  }
+
+  validation {
+    condition     = var.private_endpoints == null || var.vnet_integration != null
+    error_message = "private_endpoints needs vnet_integration: without it the app itself could no longer reach the accounts."
+  }
+
+  validation {
+    condition = var.private_endpoints == null || alltrue([
+      for id in concat(try(var.private_endpoints.openai_dns_zone_ids, []), try(var.private_endpoints.function_app_dns_zone_ids, [])) :
+      can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/privateDnsZones/[^/]+$", id))
+    ])
+    error_message = "private_endpoints: a DNS zone's id is /subscriptions/.../providers/Microsoft.Network/privateDnsZones/NAME."
+  }
+}
+
+variable "allowed_ip_ranges" {
+  type        = list(string)
+  description = "The only addresses that may call the app, as IPv4 ranges, for example [\"203.0.113.0/24\"]. Empty: everyone who has a key. Include the machine that deploys, or the check of /health at the end of an apply is refused."
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for range in var.allowed_ip_ranges : can(cidrhost(range, 0)) && can(regex("^[0-9.]+/[0-9]+$", range))])
+    error_message = "allowed_ip_ranges must be IPv4 ranges, for example 203.0.113.0/24, or 203.0.113.7/32 for one address."
+  }
+
+  validation {
+    condition     = !anytrue([for range in var.allowed_ip_ranges : endswith(range, "/0")])
+    error_message = "allowed_ip_ranges: a range that ends in /0 allows everyone; leave the list empty instead."
+  }
+}
+
+variable "cors_allowed_origins" {
+  type        = list(string)
+  description = "Origins whose pages may call the app from a browser, for example [\"https://www.example.com\"]. The app's own chat page needs none."
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for origin in var.cors_allowed_origins : can(regex("^https?://[^/*\\s]+$", origin))])
+    error_message = "cors_allowed_origins must be origins without a path or a wildcard, for example https://www.example.com."
+  }
+}
+
+variable "entra_sign_in" {
+  type = object({
+    client_id            = string
+    tenant_id            = optional(string)
+    allowed_audiences    = optional(list(string), [])
+    allowed_applications = optional(list(string), [])
+    allowed_groups       = optional(list(string), [])
+  })
+  description = "Entra ID sign-in instead of function keys: client_id of the app registration; tenant_id (by default the deployer's); allowed_audiences beside the client id and api://<client id>; allowed_applications (client ids) and allowed_groups (object ids) that may call, by default all of the tenant's."
+  default     = null
+
+  validation {
+    condition = var.entra_sign_in == null || alltrue([
+      for id in concat([try(var.entra_sign_in.client_id, "")], compact([try(var.entra_sign_in.tenant_id, "")]), try(var.entra_sign_in.allowed_applications, []), try(var.entra_sign_in.allowed_groups, [])) :
+      can(regex("^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$", id))
+    ])
+    error_message = "entra_sign_in: client_id, tenant_id, allowed_applications and allowed_groups are ids such as 00000000-0000-0000-0000-000000000000."
+  }
+}
+
+# ---- Watching and cost -----------------------------------------------------------------------------------------------
+
+variable "log_analytics_workspace_id" {
+  type        = string
+  description = "The id of an existing Log Analytics workspace. By default one is made."
+  default     = null
+
+  validation {
+    condition     = var.log_analytics_workspace_id == null || can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.OperationalInsights/workspaces/[^/]+$", var.log_analytics_workspace_id))
+    error_message = "log_analytics_workspace_id must be the id of a workspace: /subscriptions/.../providers/Microsoft.OperationalInsights/workspaces/NAME."
+  }
+}
+
+variable "log_retention_in_days" {
+  type        = number
+  description = "How long logs are kept."
+  default     = 30
+  nullable    = false
+
+  validation {
+    condition     = contains([30, 60, 90, 120, 180, 270, 365, 550, 730], var.log_retention_in_days)
+    error_message = "log_retention_in_days must be 30, 60, 90, 120, 180, 270, 365, 550 or 730."
+  }
+}
+
+variable "daily_log_cap_in_gb" {
+  type        = number
+  description = "Gigabytes of telemetry a day after which nothing more is taken in (and paid for) until the next day."
+  default     = 1
+  nullable    = false
+
+  validation {
+    condition     = var.daily_log_cap_in_gb >= 0.1 && var.daily_log_cap_in_gb <= 1000
+    error_message = "daily_log_cap_in_gb must be from 0.1 to 1000."
+  }
+}
+
+variable "alert_emails" {
+  type        = list(string)
+  description = "Who is told when streams fail. Without anyone to wake there are no alerts (each rule costs a little)."
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for address in var.alert_emails : can(regex("^[^@\\s]+@[^@\\s]+\\.[^@\\s]+$", address))])
+    error_message = "alert_emails must be e-mail addresses."
+  }
+}
+
+variable "alert_thresholds" {
+  type = object({
+    failed_percent       = optional(number, 10)
+    rate_limited_percent = optional(number, 10)
+    minimum_streams      = optional(number, 10)
+  })
+  description = "When an alert fires: the share of failed and of rate-limited streams in a quarter of an hour, out of at least minimum_streams."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition = alltrue([
+      var.alert_thresholds.failed_percent > 0, var.alert_thresholds.failed_percent < 100,
+      var.alert_thresholds.rate_limited_percent > 0, var.alert_thresholds.rate_limited_percent < 100,
+      var.alert_thresholds.minimum_streams >= 1,
+    ])
+    error_message = "alert_thresholds: failed_percent and rate_limited_percent are above 0 and below 100, minimum_streams is at least 1."
+  }
+}
+
+variable "monthly_budget" {
+  type        = number
+  description = "A monthly budget of the resource group in the subscription's currency, which tells alert_emails and the owners at 80 % spent and at 100 % forecast. Null: none. It tells; it stops nothing."
+  default     = null
+
+  validation {
+    condition     = var.monthly_budget == null || try(var.monthly_budget > 0, false)
+    error_message = "monthly_budget must be above 0, or null."
+  }
+}
