@@ -363,9 +363,13 @@ class ModelService:
             response = await self._answer(request, record, injections)
             record.end("fault" if any(injection.fault.breaks for injection in injections) else "complete")
             return response
-        except (asyncio.CancelledError, ConnectionResetError):
+        except asyncio.CancelledError:
             record.end("aborted")
             raise
+        except ConnectionResetError:
+            record.end("aborted")
+            # The write noticed before the cancellation came; what follows is the same, and no failure to log.
+            raise asyncio.CancelledError from None
         finally:
             self._changed()
 

@@ -219,7 +219,7 @@ class Stream:
             if not self._committed.done():
                 self._committed.set_result(None)
             return
-        if not self._committed.done() and isinstance(terminal, Failed):
+        if not self._committed.done() and isinstance(terminal, Failed) and (self._format.whole or not self._pending):
             self._committed.set_result(terminal)
             return
         if isinstance(terminal, Done):
@@ -254,7 +254,8 @@ class Stream:
             record.outcome, record.status = "completed", 200
         elif isinstance(terminal, Failed):
             record.outcome, record.code, record.reason = "failed", terminal.problem.code, terminal.reason
-            record.status = 200 if self._committed.done() else int(terminal.problem.status)
+            told = not self._committed.done() and (self._format.whole or not self._pending)
+            record.status = int(terminal.problem.status) if told else 200
         else:
             record.outcome = "cancelled"
             record.status = 200 if self._spoken else CALLER_LEFT
