@@ -1,0 +1,70 @@
+# What one does with this project on one's own machine; `make` alone lists it.
+# Needs uv, or a Python 3.13 with venv; nothing is installed outside .venv.
+
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help start test lint format clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+start: $(VENV)/.for-start local.settings.json ## the app and a simulated model on this machine; PORT=8080 for another port
+	@$(PYTHON) -m local $(if $(PORT),--port $(PORT))
+
+test: $(VENV)/.for-tests ## unit and end-to-end tests; ARGS="-k health" for some of them
+	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.for-tests ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+format: $(VENV)/.for-tests ## let ruff format and mend what it can
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix .
+
+clean: ## remove .venv and what the tools leave behind; local.settings.json stays
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+local.settings.json:
+	@cp local.settings.json.example $@
+	@echo "Wrote local.settings.json from the example: it points at the simulated model."
+
+# uv brings a Python 3.13 along; otherwise one must be there. A pyenv shim answers to its name without having it, so that
+# each candidate is asked for its version.
+$(PYTHON):
+	@if command -v uv >/dev/null && uv venv --quiet --python 3.13 $(VENV); then \
+		echo "Made $(VENV) with uv."; \
+		exit 0; \
+	fi; \
+	for candidate in python3.13 python3 python; do \
+		if $$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null; then \
+			$$candidate -m venv --clear $(VENV) && echo "Made $(VENV) with $$($$candidate --version)." && exit 0; \
+		fi; \
+	done; \
+	echo "Python 3.13 was not found. Install uv (https://docs.astral.sh/uv/), which brings it along," >&2; \
+	echo "or Python 3.13 with its venv module (Debian and Ubuntu: python3.13-venv), and run make again." >&2; \
+	exit 1
+
+# One line names each package as it comes; errors are pip's or uv's own.
+define install
+	@set -o pipefail; \
+	if command -v uv >/dev/null; then \
+		uv pip install --python $(PYTHON) $(foreach file,$(1),-r $(file)); \
+	else \
+		echo "Installing what $(1) name:"; \
+		$(PYTHON) -m pip install --no-input $(foreach file,$(1),-r $(file)) \
+			| awk '/^Collecting / { printf "  %s", $$2; fflush() } END { print "" }'; \
+	fi
+	@touch $@
+endef
+
+$(VENV)/.for-start: requirements.txt local/requirements.txt | $(PYTHON)
+	$(call install,requirements.txt local/requirements.txt)
+
+$(VENV)/.for-tests: requirements.txt local/requirements.txt tests/requirements.txt | $(PYTHON)
+	$(call install,requirements.txt local/requirements.txt tests/requirements.txt)
