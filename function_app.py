@@ -5,7 +5,7 @@ import os
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from relay import formats, prompt, worker
+from relay import formats, page, prompt, worker
 from relay.backends import Backends
 from relay.caller import Call
 from relay.problems import Problem
@@ -40,3 +40,9 @@ async def stream(req: Request) -> Response:
 async def health(req: Request) -> Response:
     """The process is up. Calls nothing, and so says nothing of the model service; `/ready` does."""
     return Call(req).answer(b'{"status":"ok"}')
+
+
+@app.route(route="chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def chat(req: Request) -> Response:
+    """The chat page. It holds nothing secret; what it asks of `/stream` needs a key like any caller's question."""
+    return page.chat_page(req.headers.get("if-none-match"))
