@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A .venv that was left half made is made anew.
+.DELETE_ON_ERROR:
 
 .PHONY: help start test lint format clean
 

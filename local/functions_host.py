@@ -404,7 +404,10 @@ async def serve(options: argparse.Namespace) -> int:
     key: str | None = None
     if options.enable_auth:
         key = options.function_key or os.environ.get(_KEY_SETTING) or secrets.token_urlsafe(24)
-    print("This is a development tool that stands in for Azure Functions Core Tools; it is not the Functions host.")
+    print(
+        "This is a development tool that stands in for Azure Functions Core Tools; it is not the Functions host.",
+        flush=True,
+    )
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
