@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import azure_functions_runtime as runtime  # type: ignore[import-untyped]
+import azure_functions_runtime as runtime
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
