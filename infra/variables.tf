@@ -348,7 +348,7 @@ variable "vnet_integration" {
   }
 
   validation {
-    condition     = var.vnet_integration == null || can(cidrsubnet(var.vnet_integration.address_space, 27 - tonumber(split("/", var.vnet_integration.address_space)[1]), 0))
+    condition     = var.vnet_integration == null || try(can(regex("^[0-9.]+/", var.vnet_integration.address_space)) && can(cidrhost(var.vnet_integration.address_space, 0)) && tonumber(split("/", var.vnet_integration.address_space)[1]) <= 27, false)
     error_message = "vnet_integration.address_space must be an IPv4 range that has room for a /27, for example 10.80.0.0/24."
   }
 }

@@ -1,0 +1,110 @@
+# The whole of it, applied: what is known only afterwards, and the outputs.
+
+mock_provider "azurerm" {
+  source = "./tests/mocks"
+}
+
+# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+variables {
+  project                     = "relay"
+  environment                 = "dev"
+  location                    = "eastus2"
+  resource_group_name         = null
+  create_resource_group       = true
+  name_pattern                = "{type}-{project}-{environment}-{hash}"
+  names                       = {}
+  tags                        = {}
+  register_resource_providers = true
+  open_ai_instances           = [{}]
+  instance_memory_in_mb       = 2048
+  maximum_instance_count      = 40
+  http_concurrency            = 100
+  always_ready_instances      = 0
+  relay_settings              = {}
+  deploy_code                 = false
+  python                      = "python3"
+  vnet_integration            = null
+  private_endpoints           = null
+  allowed_ip_ranges           = []
+  cors_allowed_origins        = []
+  entra_sign_in               = null
+  log_analytics_workspace_id  = null
+  log_retention_in_days       = 30
+  daily_log_cap_in_gb         = 1
+  alert_emails                = []
+  alert_thresholds            = {}
+  monthly_budget              = null
+}
+
+run "apply" {
+  command = apply
+
+  assert {
+    condition     = output.url == "https://mocked.azurewebsites.net" && output.chat_url == "https://mocked.azurewebsites.net/chat"
+    error_message = "The address is another."
+  }
+
+  assert {
+    condition     = startswith(output.stream_command, "curl --no-buffer") && endswith(output.stream_command, "https://mocked.azurewebsites.net/stream") && strcontains(output.stream_command, "$(az functionapp keys list ")
+    error_message = "The command does not stream, or does not fetch its key."
+  }
+
+  assert {
+    condition     = strcontains(output.function_key_command, "--name ${output.function_app_name}") && strcontains(output.function_key_command, "--resource-group ${output.resource_group_name}") && strcontains(output.function_key_command, "--query functionKeys.default")
+    error_message = "The command for the key is of another app."
+  }
+
+  assert {
+    condition     = output.deployments["openai-1/gpt-5.4-mini"].endpoint == "https://mocked.openai.azure.com/"
+    error_message = "The deployment is not among the outputs."
+  }
+
+  assert {
+    condition     = startswith(output.publish_command, "python3 publish.py deploy --subscription 00000000-0000-0000-0000-000000000003 ") && endswith(output.publish_command, "--url https://mocked.azurewebsites.net")
+    error_message = "The command to publish is another."
+  }
+
+  assert {
+    condition     = alltrue([for link in values(output.portal_links) : startswith(link, "https://portal.azure.com/#@00000000-0000-0000-0000-000000000004/resource/subscriptions/")]) && keys(output.portal_links) == ["application_insights", "function_app", "resource_group", "workbook"]
+    error_message = "A portal link leads nowhere."
+  }
+
+  assert {
+    condition     = !can(regex("(?i)(InstrumentationKey|AccountKey|SharedAccess)=", jsonencode([output.url, output.stream_command, output.function_key_command, output.deployments, output.publish_command, output.portal_links])))
+    error_message = "An output holds a secret."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.app_settings["AzureWebJobsStorage__clientId"] == azurerm_user_assigned_identity.app.client_id
+    error_message = "The app has another identity."
+  }
+}
+
+run "applied_again_nothing_moves" {
+  command = plan
+
+  assert {
+    condition     = output.url == run.apply.url && output.publish_command == run.apply.publish_command && output.function_app_name == run.apply.function_app_name && output.portal_links == run.apply.portal_links
+    error_message = "A name is not the same at the next plan."
+  }
+}
+
+run "with_a_network" {
+  command = apply
+
+  variables {
+    vnet_integration = {}
+    alert_emails     = ["a@example.com"]
+    monthly_budget   = 100
+  }
+
+  assert {
+    condition     = length(azurerm_subnet.app) == 1 && azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == azurerm_subnet.app[0].id && one(one(azurerm_cognitive_account.openai["openai-1"].network_acls).virtual_network_rules).subnet_id == azurerm_subnet.app[0].id
+    error_message = "The network does not come about."
+  }
+
+  assert {
+    condition     = length(azurerm_monitor_scheduled_query_rules_alert_v2.streams) == 3
+    error_message = "The alerts do not come about."
+  }
+}

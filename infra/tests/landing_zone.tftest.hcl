@@ -1,0 +1,377 @@
+# What a company asks for, each option by itself: networks, names, tags, sign-in, and who is told.
+
+mock_provider "azurerm" {
+  source          = "./tests/mocks"
+  override_during = plan
+}
+
+# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+variables {
+  project                     = "relay"
+  environment                 = "dev"
+  location                    = "eastus2"
+  resource_group_name         = null
+  create_resource_group       = true
+  name_pattern                = "{type}-{project}-{environment}-{hash}"
+  names                       = {}
+  tags                        = {}
+  register_resource_providers = true
+  open_ai_instances           = [{}]
+  instance_memory_in_mb       = 2048
+  maximum_instance_count      = 40
+  http_concurrency            = 100
+  always_ready_instances      = 0
+  relay_settings              = {}
+  deploy_code                 = false
+  python                      = "python3"
+  vnet_integration            = null
+  private_endpoints           = null
+  allowed_ip_ranges           = []
+  cors_allowed_origins        = []
+  entra_sign_in               = null
+  log_analytics_workspace_id  = null
+  log_retention_in_days       = 30
+  daily_log_cap_in_gb         = 1
+  alert_emails                = []
+  alert_thresholds            = {}
+  monthly_budget              = null
+}
+
+run "a_network_of_its_own" {
+  command = plan
+
+  variables {
+    vnet_integration = { address_space = "10.9.8.0/24" }
+  }
+
+  assert {
+    condition     = azurerm_subnet.app[0].delegation[0].service_delegation[0].name == "Microsoft.App/environments" && azurerm_subnet.app[0].service_endpoint[0].service == "Microsoft.CognitiveServices"
+    error_message = "The subnet does not serve Flex Consumption, or has no way to the accounts."
+  }
+
+  assert {
+    condition     = azurerm_virtual_network.main[0].address_space == toset(["10.9.8.0/24"]) && azurerm_subnet.app[0].address_prefixes == tolist(["10.9.8.0/27"])
+    error_message = "The ranges are others."
+  }
+
+  assert {
+    condition     = azurerm_subnet_network_security_group_association.app[0].subnet_id == azurerm_subnet.app[0].id
+    error_message = "The subnet has no security group."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == azurerm_subnet.app[0].id
+    error_message = "The app does not speak from the subnet."
+  }
+
+  assert {
+    condition     = alltrue([for account in azurerm_cognitive_account.openai : account.network_acls[0].default_action == "Deny" && account.network_acls[0].bypass == "None" && one(account.network_acls[0].virtual_network_rules).subnet_id == azurerm_subnet.app[0].id && length(coalesce(account.network_acls[0].ip_rules, [])) == 0])
+    error_message = "An account is open to others than the subnet."
+  }
+
+  assert {
+    condition     = alltrue([for account in azurerm_cognitive_account.openai : account.public_network_access_enabled])
+    error_message = "A service endpoint reaches the public side only."
+  }
+}
+
+run "an_existing_subnet" {
+  command = plan
+
+  variables {
+    vnet_integration = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
+  }
+
+  assert {
+    condition     = length(azurerm_virtual_network.main) == 0 && length(azurerm_subnet.app) == 0 && azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps"
+    error_message = "The existing subnet is not used."
+  }
+
+  assert {
+    condition     = alltrue([for account in azurerm_cognitive_account.openai : account.network_acls[0].default_action == "Deny" && one(account.network_acls[0].virtual_network_rules).subnet_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps"])
+    error_message = "An account is open to others than the subnet."
+  }
+}
+
+run "private_endpoints" {
+  command = plan
+
+  variables {
+    vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", openai_dns_zone_ids = ["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com"] }
+  }
+
+  assert {
+    condition     = alltrue([for account in azurerm_cognitive_account.openai : account.public_network_access_enabled == false && account.network_acls[0].default_action == "Deny" && length(account.network_acls[0].virtual_network_rules) == 0])
+    error_message = "An account has a public side."
+  }
+
+  assert {
+    condition     = keys(azurerm_private_endpoint.openai) == keys(azurerm_cognitive_account.openai) && azurerm_private_endpoint.openai["openai-1"].subnet_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints" && azurerm_private_endpoint.openai["openai-1"].private_service_connection[0].private_connection_resource_id == azurerm_cognitive_account.openai["openai-1"].id && azurerm_private_endpoint.openai["openai-1"].private_service_connection[0].subresource_names == tolist(["account"])
+    error_message = "An account has no endpoint."
+  }
+
+  assert {
+    condition     = azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group[0].private_dns_zone_ids == tolist(["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com"])
+    error_message = "The endpoint is not in the DNS zone."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.public_network_access_enabled == true && length(azurerm_private_endpoint.app) == 0
+    error_message = "The app is private though only the accounts should be."
+  }
+}
+
+run "a_private_app" {
+  command = plan
+
+  variables {
+    vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", function_app = true, function_app_dns_zone_ids = ["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.azurewebsites.net"] }
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.public_network_access_enabled == false
+    error_message = "The app has a public side."
+  }
+
+  assert {
+    condition     = azurerm_private_endpoint.app[0].private_service_connection[0].subresource_names == tolist(["sites"]) && azurerm_private_endpoint.app[0].private_service_connection[0].private_connection_resource_id == azurerm_function_app_flex_consumption.app.id && azurerm_private_endpoint.app[0].private_dns_zone_group[0].private_dns_zone_ids == tolist(["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.azurewebsites.net"])
+    error_message = "The app has no endpoint."
+  }
+
+  assert {
+    condition     = length(azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group) == 0
+    error_message = "A zone group that is Azure Policy's to add."
+  }
+}
+
+run "allowed_addresses" {
+  command = plan
+
+  variables {
+    allowed_ip_ranges = ["203.0.113.0/24", "198.51.100.7/32"]
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction_default_action == "Deny"
+    error_message = "Others may call too."
+  }
+
+  assert {
+    condition     = [for rule in azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction : [rule.ip_address, rule.action, rule.priority]] == [["203.0.113.0/24", "Allow", 100], ["198.51.100.7/32", "Allow", 101]]
+    error_message = "The list is not the one given."
+  }
+}
+
+run "cors" {
+  command = plan
+
+  variables {
+    cors_allowed_origins = ["https://www.example.com"]
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.site_config[0].cors[0].allowed_origins == toset(["https://www.example.com"])
+    error_message = "The origin is not allowed, or others are."
+  }
+}
+
+run "sign_in_instead_of_keys" {
+  command = plan
+
+  variables {
+    entra_sign_in = { client_id = "00000000-0000-0000-0000-00000000000a", allowed_groups = ["00000000-0000-0000-0000-00000000000b"] }
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].auth_enabled && azurerm_function_app_flex_consumption.app.auth_settings_v2[0].require_authentication && azurerm_function_app_flex_consumption.app.auth_settings_v2[0].require_https
+    error_message = "Sign-in is not required."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].unauthenticated_action == "RedirectToLoginPage" && azurerm_function_app_flex_consumption.app.auth_settings_v2[0].excluded_paths == tolist(["/health"])
+    error_message = "Something else than /health is open."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].tenant_auth_endpoint == "https://login.microsoftonline.com/00000000-0000-0000-0000-000000000004/v2.0"
+    error_message = "Another tenant may sign in."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].allowed_audiences == tolist(["00000000-0000-0000-0000-00000000000a", "api://00000000-0000-0000-0000-00000000000a"])
+    error_message = "Tokens for other apps are taken."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].allowed_groups == tolist(["00000000-0000-0000-0000-00000000000b"])
+    error_message = "Others than the group may call."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].client_secret_setting_name == null
+    error_message = "Sign-in needs a secret."
+  }
+
+  assert {
+    condition     = local.app_settings["HTTP_AUTH_LEVEL"] == "anonymous"
+    error_message = "A key is asked for beside the sign-in."
+  }
+
+  assert {
+    condition     = azurerm_monitor_diagnostic_setting.app.enabled_log != null && one(azurerm_monitor_diagnostic_setting.app.enabled_log).category == "AppServiceAuthenticationLogs"
+    error_message = "Sign-ins are not recorded."
+  }
+
+  assert {
+    condition     = output.function_key_command == null && strcontains(output.stream_command, "Authorization: Bearer $(az account get-access-token") && !strcontains(output.stream_command, "x-functions-key")
+    error_message = "The commands still speak of a key."
+  }
+}
+
+run "an_existing_workspace" {
+  command = plan
+
+  variables {
+    log_analytics_workspace_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.OperationalInsights/workspaces/Central"
+  }
+
+  assert {
+    condition     = length(azurerm_log_analytics_workspace.main) == 0 && azurerm_application_insights.app.workspace_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.OperationalInsights/workspaces/Central"
+    error_message = "Another workspace is made or used."
+  }
+
+  assert {
+    condition     = alltrue([for setting in concat([azurerm_monitor_diagnostic_setting.app, azurerm_monitor_diagnostic_setting.storage], values(azurerm_monitor_diagnostic_setting.openai)) : setting.log_analytics_workspace_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.OperationalInsights/workspaces/Central"])
+    error_message = "Logs go elsewhere."
+  }
+}
+
+run "an_existing_resource_group" {
+  command = plan
+
+  variables {
+    create_resource_group = false
+    resource_group_name   = "given"
+    monthly_budget        = 50
+  }
+
+  assert {
+    condition     = length(azurerm_resource_group.main) == 0 && azurerm_function_app_flex_consumption.app.resource_group_name == "given" && azurerm_storage_account.app.resource_group_name == "given"
+    error_message = "The existing group is not used."
+  }
+
+  assert {
+    condition     = azurerm_consumption_budget_resource_group.main[0].resource_group_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/given"
+    error_message = "The budget is on another group."
+  }
+}
+
+run "names_and_tags" {
+  command = plan
+
+  variables {
+    environment  = "prod"
+    name_pattern = "{project}-{environment}-{type}-{location}"
+    names        = { service_plan = "plan-of-ours" }
+    tags         = { owner = "team" }
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.name == "relay-prod-func-eastus2" && azurerm_resource_group.main[0].name == "relay-prod-rg-eastus2"
+    error_message = "The pattern is not kept."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.name == "relayprodsteastus2"
+    error_message = "The storage name is not made of the pattern."
+  }
+
+  assert {
+    condition     = azurerm_service_plan.app.name == "plan-of-ours"
+    error_message = "A name given by hand is lost."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.tags == tomap({ project = "relay", environment = "prod", owner = "team" }) && azurerm_cognitive_account.openai["openai-1"].tags == azurerm_function_app_flex_consumption.app.tags && azurerm_storage_account.app.tags == azurerm_function_app_flex_consumption.app.tags && azurerm_application_insights.app.tags == azurerm_function_app_flex_consumption.app.tags
+    error_message = "Tags are lost."
+  }
+}
+
+run "a_long_storage_name_keeps_its_hash" {
+  command = plan
+
+  variables {
+    project     = "longproj10"
+    environment = "staging1"
+  }
+
+  assert {
+    condition     = length(azurerm_storage_account.app.name) == 24 && endswith(azurerm_storage_account.app.name, local.name_hash) && can(regex("^[a-z0-9]+$", azurerm_storage_account.app.name))
+    error_message = "The storage name is too long, or no longer unique."
+  }
+}
+
+run "a_name_too_long_for_the_host" {
+  command = plan
+
+  variables {
+    name_pattern = "{type}-of-the-department-{project}-{environment}-{hash}"
+  }
+
+  expect_failures = [azurerm_function_app_flex_consumption.app]
+}
+
+run "alerts" {
+  command = plan
+
+  variables {
+    alert_emails     = ["a@example.com", "b@example.com"]
+    alert_thresholds = { failed_percent = 25 }
+    monthly_budget   = 100
+  }
+
+  assert {
+    condition     = keys(azurerm_monitor_scheduled_query_rules_alert_v2.streams) == ["failing", "rate-limited", "silent"]
+    error_message = "An alert is missing."
+  }
+
+  assert {
+    condition     = [for receiver in azurerm_monitor_action_group.main[0].email_receiver : receiver.email_address] == ["a@example.com", "b@example.com"]
+    error_message = "Someone is not told."
+  }
+
+  assert {
+    condition     = alltrue([for alert in azurerm_monitor_scheduled_query_rules_alert_v2.streams : alert.action[0].action_groups == tolist([azurerm_monitor_action_group.main[0].id]) && alert.scopes == tolist([azurerm_log_analytics_workspace.main[0].id]) && alert.criteria[0].operator == "GreaterThan" && alert.criteria[0].threshold == 0])
+    error_message = "An alert tells nobody, or looks elsewhere."
+  }
+
+  assert {
+    condition     = strcontains(azurerm_monitor_scheduled_query_rules_alert_v2.streams["failing"].criteria[0].query, "> 25") && strcontains(azurerm_monitor_scheduled_query_rules_alert_v2.streams["rate-limited"].criteria[0].query, "> 10") && strcontains(azurerm_monitor_scheduled_query_rules_alert_v2.streams["silent"].criteria[0].query, "completed == 0")
+    error_message = "A threshold is lost."
+  }
+
+  assert {
+    condition     = azurerm_consumption_budget_resource_group.main[0].amount == 100 && alltrue([for notice in azurerm_consumption_budget_resource_group.main[0].notification : notice.contact_emails == tolist(["a@example.com", "b@example.com"])]) && length(azurerm_consumption_budget_resource_group.main[0].notification) == 2
+    error_message = "The budget tells nobody."
+  }
+
+  assert {
+    condition     = can(regex("^20[0-9]{2}-[01][0-9]-01T00:00:00Z$", azurerm_consumption_budget_resource_group.main[0].time_period[0].start_date))
+    error_message = "A budget begins on the first of a month."
+  }
+}
+
+run "always_ready" {
+  command = plan
+
+  variables {
+    always_ready_instances = 2
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.always_ready[0].name == "http" && azurerm_function_app_flex_consumption.app.always_ready[0].instance_count == 2
+    error_message = "No instance is kept warm."
+  }
+}

@@ -1,0 +1,355 @@
+# What must hold however the rest is set: no key, no password, no plain text on the wire, three roles and no more.
+
+mock_provider "azurerm" {
+  source          = "./tests/mocks"
+  override_during = plan
+}
+
+# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+variables {
+  project                     = "relay"
+  environment                 = "dev"
+  location                    = "eastus2"
+  resource_group_name         = null
+  create_resource_group       = true
+  name_pattern                = "{type}-{project}-{environment}-{hash}"
+  names                       = {}
+  tags                        = {}
+  register_resource_providers = true
+  open_ai_instances           = [{}]
+  instance_memory_in_mb       = 2048
+  maximum_instance_count      = 40
+  http_concurrency            = 100
+  always_ready_instances      = 0
+  relay_settings              = {}
+  deploy_code                 = false
+  python                      = "python3"
+  vnet_integration            = null
+  private_endpoints           = null
+  allowed_ip_ranges           = []
+  cors_allowed_origins        = []
+  entra_sign_in               = null
+  log_analytics_workspace_id  = null
+  log_retention_in_days       = 30
+  daily_log_cap_in_gb         = 1
+  alert_emails                = []
+  alert_thresholds            = {}
+  monthly_budget              = null
+}
+
+run "no_key_opens_anything" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for account in azurerm_cognitive_account.openai : account.local_auth_enabled == false])
+    error_message = "An OpenAI account takes keys."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.shared_access_key_enabled == false
+    error_message = "The storage account takes keys."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.default_to_oauth_authentication == true
+    error_message = "The portal would open the storage account with a key."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.local_user_enabled == false
+    error_message = "The storage account has local users."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.allow_nested_items_to_be_public == false
+    error_message = "A blob could be made public."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.cross_tenant_replication_enabled == false
+    error_message = "The storage account could be replicated into another tenant."
+  }
+
+  assert {
+    condition     = azurerm_storage_container.code.container_access_type == "private"
+    error_message = "The code package could be read anonymously."
+  }
+
+  assert {
+    condition     = azurerm_application_insights.app.local_authentication_enabled == false
+    error_message = "Application Insights takes telemetry from whoever knows its key."
+  }
+
+  assert {
+    condition     = azurerm_log_analytics_workspace.main[0].local_authentication_enabled == false
+    error_message = "The workspace takes keys."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.webdeploy_publish_basic_authentication_enabled == false
+    error_message = "The app can be published with a password."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.storage_authentication_type == "UserAssignedIdentity" && azurerm_function_app_flex_consumption.app.storage_user_assigned_identity_id == azurerm_user_assigned_identity.app.id
+    error_message = "The app opens its storage with a key."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.storage_access_key == null
+    error_message = "The app holds a storage key."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.identity[0].type == "UserAssigned" && azurerm_function_app_flex_consumption.app.identity[0].identity_ids == toset([azurerm_user_assigned_identity.app.id])
+    error_message = "The app has another identity than its own."
+  }
+}
+
+run "only_tls" {
+  command = plan
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.https_only == true
+    error_message = "The app answers plain HTTP."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.site_config[0].minimum_tls_version == "1.2" && azurerm_function_app_flex_consumption.app.site_config[0].scm_minimum_tls_version == "1.2"
+    error_message = "The app takes old TLS."
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.https_traffic_only_enabled == true && azurerm_storage_account.app.min_tls_version == "TLS1_2"
+    error_message = "The storage account takes plain HTTP or old TLS."
+  }
+}
+
+run "three_roles_and_no_more" {
+  command = plan
+
+  assert {
+    condition     = { (azurerm_role_assignment.storage.role_definition_name) = azurerm_role_assignment.storage.scope, (azurerm_role_assignment.telemetry.role_definition_name) = azurerm_role_assignment.telemetry.scope } == { "Storage Blob Data Owner" = azurerm_storage_account.app.id, "Monitoring Metrics Publisher" = azurerm_application_insights.app.id }
+    error_message = "The app may do something else with its storage or its telemetry."
+  }
+
+  assert {
+    condition     = alltrue([for key, role in azurerm_role_assignment.openai : role.role_definition_name == "Cognitive Services OpenAI User" && role.scope == azurerm_cognitive_account.openai[key].id])
+    error_message = "The app may do more than ask the models."
+  }
+
+  assert {
+    condition     = keys(azurerm_role_assignment.openai) == keys(azurerm_cognitive_account.openai)
+    error_message = "An account is without the role, or a role without its account."
+  }
+
+  assert {
+    condition     = alltrue([for role in concat([azurerm_role_assignment.storage, azurerm_role_assignment.telemetry], values(azurerm_role_assignment.openai)) : role.principal_id == azurerm_user_assigned_identity.app.principal_id && role.principal_type == "ServicePrincipal"])
+    error_message = "A role goes to someone else."
+  }
+}
+
+run "flex_consumption_with_python" {
+  command = plan
+
+  assert {
+    condition     = azurerm_service_plan.app.sku_name == "FC1" && azurerm_service_plan.app.os_type == "Linux"
+    error_message = "The plan is not Flex Consumption."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.runtime_name == "python" && azurerm_function_app_flex_consumption.app.runtime_version == "3.13"
+    error_message = "The runtime is not Python 3.13."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.http_concurrency == 100
+    error_message = "Without explicit concurrency each stream takes an instance of its own."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.instance_memory_in_mb == 2048 && azurerm_function_app_flex_consumption.app.maximum_instance_count == 40
+    error_message = "Memory or the ceiling of instances is not set."
+  }
+
+  assert {
+    condition     = length(azurerm_function_app_flex_consumption.app.always_ready) == 0
+    error_message = "The default costs money when idle."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.storage_container_type == "blobContainer" && azurerm_function_app_flex_consumption.app.storage_container_endpoint == "https://mocked.blob.core.windows.net/code"
+    error_message = "The app looks for its code elsewhere."
+  }
+
+  assert {
+    condition     = length(azurerm_function_app_flex_consumption.app.name) <= 32
+    error_message = "The app's name is too long for the Functions host."
+  }
+}
+
+run "app_settings" {
+  command = plan
+
+  assert {
+    condition     = !contains(keys(local.app_settings), "AzureWebJobsStorage")
+    error_message = "AzureWebJobsStorage is declared: the host would prefer it to the identity."
+  }
+
+  assert {
+    condition     = local.app_settings["AzureWebJobsStorage__accountName"] == azurerm_storage_account.app.name && local.app_settings["AzureWebJobsStorage__credential"] == "managedidentity" && local.app_settings["AzureWebJobsStorage__clientId"] == azurerm_user_assigned_identity.app.client_id
+    error_message = "The host does not open its storage with the identity."
+  }
+
+  assert {
+    condition     = local.app_settings["AZURE_CLIENT_ID"] == azurerm_user_assigned_identity.app.client_id
+    error_message = "The app does not know its identity."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.app_settings == tomap(local.app_settings)
+    error_message = "The app has other settings than are tested here."
+  }
+
+  assert {
+    condition     = !anytrue([for name in keys(local.app_settings) : can(regex("(?i)(key|secret|password|token|sas|connection_?string)$", name))])
+    error_message = "A setting is named like a secret."
+  }
+
+  assert {
+    condition     = !anytrue([for value in values(local.app_settings) : can(regex("(?i)(AccountKey|SharedAccess|InstrumentationKey|Password|sig)=", value))])
+    error_message = "A setting holds a secret."
+  }
+
+  assert {
+    condition     = length(setintersection(keys(local.app_settings), ["FUNCTIONS_WORKER_RUNTIME", "FUNCTIONS_EXTENSION_VERSION", "WEBSITE_RUN_FROM_PACKAGE", "SCM_DO_BUILD_DURING_DEPLOYMENT", "ENABLE_ORYX_BUILD", "WEBSITE_CONTENTAZUREFILECONNECTIONSTRING", "WEBSITE_CONTENTSHARE"])) == 0
+    error_message = "Flex Consumption refuses one of the settings."
+  }
+
+  assert {
+    condition     = !contains(keys(local.app_settings), "APPLICATIONINSIGHTS_CONNECTION_STRING") && azurerm_function_app_flex_consumption.app.site_config[0].application_insights_connection_string == azurerm_application_insights.app.connection_string
+    error_message = "The provider reads the connection string back from site_config: among the settings it would make every plan differ."
+  }
+
+  assert {
+    condition     = local.app_settings["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"] == "ClientId=00000000-0000-0000-0000-000000000005;Authorization=AAD"
+    error_message = "Telemetry is not sent with the identity."
+  }
+
+  assert {
+    condition     = local.app_settings["PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY"] == "true"
+    error_message = "The worker sends no OpenTelemetry."
+  }
+
+  assert {
+    condition     = !contains(keys(local.app_settings), "HTTP_AUTH_LEVEL")
+    error_message = "Without sign-in the functions ask for no key."
+  }
+}
+
+run "default_model" {
+  command = plan
+
+  assert {
+    condition     = keys(azurerm_cognitive_deployment.model) == ["openai-1/gpt-5.4-mini"]
+    error_message = "The default deployment is another."
+  }
+
+  assert {
+    condition     = azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].model[0].version == "2026-03-17" && azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].model[0].format == "OpenAI"
+    error_message = "The model version is not pinned."
+  }
+
+  assert {
+    condition     = azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].sku[0].name == "GlobalStandard" && azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].sku[0].capacity == 50
+    error_message = "Without capacity the deployment answers 429 after one short request."
+  }
+
+  assert {
+    condition     = azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].version_upgrade_option == "OnceCurrentVersionExpired"
+    error_message = "The version would drift, or stop working when it is retired."
+  }
+
+  assert {
+    condition     = azurerm_cognitive_account.openai["openai-1"].kind == "OpenAI" && azurerm_cognitive_account.openai["openai-1"].sku_name == "S0" && azurerm_cognitive_account.openai["openai-1"].location == "eastus2"
+    error_message = "The account is of another kind or place."
+  }
+
+  assert {
+    condition     = azurerm_cognitive_account.openai["openai-1"].custom_subdomain_name == azurerm_cognitive_account.openai["openai-1"].name
+    error_message = "Without an address of its own the account takes no Entra token."
+  }
+
+  assert {
+    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "openai-1/gpt-5.4-mini", endpoint = "https://mocked.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1 }]
+    error_message = "The app is told of another deployment than there is."
+  }
+}
+
+run "watched_and_capped" {
+  command = plan
+
+  assert {
+    condition     = azurerm_log_analytics_workspace.main[0].daily_quota_gb == 1 && azurerm_application_insights.app.daily_data_cap_in_gb == 1
+    error_message = "Telemetry has no daily cap."
+  }
+
+  assert {
+    condition     = azurerm_application_insights.app.workspace_id == azurerm_log_analytics_workspace.main[0].id
+    error_message = "Application Insights writes to another workspace."
+  }
+
+  assert {
+    condition     = keys(azurerm_monitor_diagnostic_setting.openai) == keys(azurerm_cognitive_account.openai) && azurerm_monitor_diagnostic_setting.app.target_resource_id == azurerm_function_app_flex_consumption.app.id && azurerm_monitor_diagnostic_setting.storage.target_resource_id == "${azurerm_storage_account.app.id}/blobServices/default"
+    error_message = "Something is not watched."
+  }
+
+  assert {
+    condition     = can(regex("^[0-9a-f]{8}-", azurerm_application_insights_workbook.streams.name)) && length(jsondecode(azurerm_application_insights_workbook.streams.data_json).items) == 6
+    error_message = "The workbook is not whole."
+  }
+
+  assert {
+    condition     = azurerm_application_insights_workbook.streams.source_id == lower(azurerm_application_insights_workbook.streams.source_id)
+    error_message = "The provider refuses capitals in source_id."
+  }
+
+  assert {
+    condition     = alltrue([for item in jsondecode(azurerm_application_insights_workbook.streams.data_json).items : item.type == 9 || strcontains(try(item.content.query, ""), lower(azurerm_application_insights.app.id))])
+    error_message = "A query looks at other apps of the workspace too."
+  }
+
+  assert {
+    condition     = length(azurerm_monitor_action_group.main) == 0 && length(azurerm_monitor_scheduled_query_rules_alert_v2.streams) == 0
+    error_message = "Alerts without anyone to wake."
+  }
+}
+
+run "closed_options_are_off" {
+  command = plan
+
+  assert {
+    condition     = length(azurerm_virtual_network.main) == 0 && length(azurerm_subnet.app) == 0 && length(azurerm_private_endpoint.openai) == 0 && length(azurerm_private_endpoint.app) == 0
+    error_message = "A network nobody asked for."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == null && azurerm_function_app_flex_consumption.app.public_network_access_enabled == true
+    error_message = "The app is closed though nobody asked."
+  }
+
+  assert {
+    condition     = azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction_default_action == "Allow" && length(azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction) == 0
+    error_message = "Addresses are refused though nobody asked."
+  }
+
+  assert {
+    condition     = length(azurerm_function_app_flex_consumption.app.auth_settings_v2) == 0 && length(azurerm_function_app_flex_consumption.app.site_config[0].cors) == 0
+    error_message = "Sign-in or CORS though nobody asked."
+  }
+
+  assert {
+    condition     = length(azurerm_consumption_budget_resource_group.main) == 0 && length(terraform_data.publish) == 0
+    error_message = "A budget or a publish step though nobody asked."
+  }
+}

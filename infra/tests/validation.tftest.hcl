@@ -1,0 +1,560 @@
+# Every validation of every variable refuses what it should.
+
+mock_provider "azurerm" {
+  source          = "./tests/mocks"
+  override_during = plan
+}
+
+# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+variables {
+  project                     = "relay"
+  environment                 = "dev"
+  location                    = "eastus2"
+  resource_group_name         = null
+  create_resource_group       = true
+  name_pattern                = "{type}-{project}-{environment}-{hash}"
+  names                       = {}
+  tags                        = {}
+  register_resource_providers = true
+  open_ai_instances           = [{}]
+  instance_memory_in_mb       = 2048
+  maximum_instance_count      = 40
+  http_concurrency            = 100
+  always_ready_instances      = 0
+  relay_settings              = {}
+  deploy_code                 = false
+  python                      = "python3"
+  vnet_integration            = null
+  private_endpoints           = null
+  allowed_ip_ranges           = []
+  cors_allowed_origins        = []
+  entra_sign_in               = null
+  log_analytics_workspace_id  = null
+  log_retention_in_days       = 30
+  daily_log_cap_in_gb         = 1
+  alert_emails                = []
+  alert_thresholds            = {}
+  monthly_budget              = null
+}
+
+run "project" {
+  command = plan
+
+  variables {
+    project = "Relay"
+  }
+
+  expect_failures = [var.project]
+}
+
+run "project_too_long" {
+  command = plan
+
+  variables {
+    project = "relayrelayrelay"
+  }
+
+  expect_failures = [var.project]
+}
+
+run "environment" {
+  command = plan
+
+  variables {
+    environment = "d-v"
+  }
+
+  expect_failures = [var.environment]
+}
+
+run "location" {
+  command = plan
+
+  variables {
+    location = "east/us"
+  }
+
+  expect_failures = [var.location]
+}
+
+run "resource_group_name" {
+  command = plan
+
+  variables {
+    resource_group_name = "ends.in.a.stop."
+  }
+
+  expect_failures = [var.resource_group_name]
+}
+
+run "create_resource_group" {
+  command = plan
+
+  variables {
+    create_resource_group = false
+  }
+
+  expect_failures = [var.create_resource_group]
+}
+
+run "name_pattern_without_type" {
+  command = plan
+
+  variables {
+    name_pattern = "{project}-{environment}"
+  }
+
+  expect_failures = [var.name_pattern]
+}
+
+run "name_pattern_with_another_token" {
+  command = plan
+
+  variables {
+    name_pattern = "{type}-{owner}"
+  }
+
+  expect_failures = [var.name_pattern]
+}
+
+run "names_of_nothing" {
+  command = plan
+
+  variables {
+    names = { database = "x" }
+  }
+
+  expect_failures = [var.names]
+}
+
+run "names_function_app" {
+  command = plan
+
+  variables {
+    names = { function_app = "a-name-that-is-longer-than-thirty-two" }
+  }
+
+  expect_failures = [var.names]
+}
+
+run "names_storage_account" {
+  command = plan
+
+  variables {
+    names = { storage_account = "Has-Capitals" }
+  }
+
+  expect_failures = [var.names]
+}
+
+run "tags_with_a_bracket" {
+  command = plan
+
+  variables {
+    tags = { "a<b" = "c" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "tags_hidden" {
+  command = plan
+
+  variables {
+    tags = { "hidden-link: x" = "y" }
+  }
+
+  expect_failures = [var.tags]
+}
+
+run "no_instance" {
+  command = plan
+
+  variables {
+    open_ai_instances = []
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "no_model" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "too_many_instances" {
+  command = plan
+
+  variables {
+    open_ai_instances = [for number in range(101) : { name = "openai${number}" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_name" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ name = "has space" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_names_alike" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ name = "one" }, { name = "one" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_region" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ region = "" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_sku" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ sku = "F0" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_subdomain" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ custom_subdomain_name = "Has_Capitals" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_subdomains_alike" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ custom_subdomain_name = "one" }, { custom_subdomain_name = "one" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "instance_priority" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ priority = 1.5 }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "deployment_names_alike" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "a1" }, { name = "b1", deployment_name = "A1" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_name" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "has space" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_version_empty" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_sku" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", sku = "GlobalBatch" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_capacity" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", capacity = 0 }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_upgrade" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version_upgrade_option = "Never" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "memory" {
+  command = plan
+
+  variables {
+    instance_memory_in_mb = 1024
+  }
+
+  expect_failures = [var.instance_memory_in_mb]
+}
+
+run "instances_zero" {
+  command = plan
+
+  variables {
+    maximum_instance_count = 0
+  }
+
+  expect_failures = [var.maximum_instance_count]
+}
+
+run "concurrency_of_one" {
+  command = plan
+
+  variables {
+    http_concurrency = 1
+  }
+
+  expect_failures = [var.http_concurrency]
+}
+
+run "always_ready_over_the_maximum" {
+  command = plan
+
+  variables {
+    always_ready_instances = 41
+  }
+
+  expect_failures = [var.always_ready_instances]
+}
+
+run "relay_setting_unknown" {
+  command = plan
+
+  variables {
+    relay_settings = { AZURE_OPENAI_API_KEY = "1" }
+  }
+
+  expect_failures = [var.relay_settings]
+}
+
+run "relay_setting_not_a_number" {
+  command = plan
+
+  variables {
+    relay_settings = { MAX_OUTPUT_TOKENS = "many" }
+  }
+
+  expect_failures = [var.relay_settings]
+}
+
+run "python" {
+  command = plan
+
+  variables {
+    python = " "
+  }
+
+  expect_failures = [var.python]
+}
+
+run "vnet_subnet" {
+  command = plan
+
+  variables {
+    vnet_integration = { subnet_id = "apps" }
+  }
+
+  expect_failures = [var.vnet_integration]
+}
+
+run "vnet_range_too_small" {
+  command = plan
+
+  variables {
+    vnet_integration = { address_space = "10.0.0.0/28" }
+  }
+
+  expect_failures = [var.vnet_integration]
+}
+
+run "private_endpoints_subnet" {
+  command = plan
+
+  variables {
+    private_endpoints = { subnet_id = "endpoints" }
+    vnet_integration  = {}
+  }
+
+  expect_failures = [var.private_endpoints]
+}
+
+run "private_endpoints_zone" {
+  command = plan
+
+  variables {
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", openai_dns_zone_ids = ["privatelink.openai.azure.com"] }
+    vnet_integration  = {}
+  }
+
+  expect_failures = [var.private_endpoints]
+}
+
+run "allowed_address_without_a_range" {
+  command = plan
+
+  variables {
+    allowed_ip_ranges = ["203.0.113.7"]
+  }
+
+  expect_failures = [var.allowed_ip_ranges]
+}
+
+run "allowed_everyone" {
+  command = plan
+
+  variables {
+    allowed_ip_ranges = ["0.0.0.0/0"]
+  }
+
+  expect_failures = [var.allowed_ip_ranges]
+}
+
+run "cors_everyone" {
+  command = plan
+
+  variables {
+    cors_allowed_origins = ["*"]
+  }
+
+  expect_failures = [var.cors_allowed_origins]
+}
+
+run "cors_with_a_path" {
+  command = plan
+
+  variables {
+    cors_allowed_origins = ["https://www.example.com/page"]
+  }
+
+  expect_failures = [var.cors_allowed_origins]
+}
+
+run "sign_in" {
+  command = plan
+
+  variables {
+    entra_sign_in = { client_id = "my-app" }
+  }
+
+  expect_failures = [var.entra_sign_in]
+}
+
+run "workspace" {
+  command = plan
+
+  variables {
+    log_analytics_workspace_id = "Central"
+  }
+
+  expect_failures = [var.log_analytics_workspace_id]
+}
+
+run "retention" {
+  command = plan
+
+  variables {
+    log_retention_in_days = 31
+  }
+
+  expect_failures = [var.log_retention_in_days]
+}
+
+run "log_cap" {
+  command = plan
+
+  variables {
+    daily_log_cap_in_gb = 0
+  }
+
+  expect_failures = [var.daily_log_cap_in_gb]
+}
+
+run "alert_emails" {
+  command = plan
+
+  variables {
+    alert_emails = ["nobody"]
+  }
+
+  expect_failures = [var.alert_emails]
+}
+
+run "alert_thresholds" {
+  command = plan
+
+  variables {
+    alert_thresholds = { failed_percent = 0 }
+  }
+
+  expect_failures = [var.alert_thresholds]
+}
+
+run "budget" {
+  command = plan
+
+  variables {
+    monthly_budget = 0
+  }
+
+  expect_failures = [var.monthly_budget]
+}
+
+run "private_endpoints_without_a_network" {
+  command = plan
+
+  variables {
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints" }
+  }
+
+  expect_failures = [var.private_endpoints]
+}
