@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -364,8 +365,8 @@ def _listen(port: int) -> socket.socket:
         if error.errno != errno.EADDRINUSE:
             raise
         raise HostError(
-            f"Port {port} is taken by another process. Choose another one: make start PORT={port + 1} "
-            f"(or --port {port + 1}, or Host.LocalHttpPort in local.settings.json)."
+            f"Port {port} is taken by another process. Choose another one: make start PORT={port + 10} "
+            f"(or --port {port + 10}, or Host.LocalHttpPort in local.settings.json)."
         ) from None
 
 
@@ -393,17 +394,26 @@ def _introduce(host: FunctionsHost, address: str) -> None:
     print(f"Listening on {address}", flush=True)
 
 
+def _allow_many_connections() -> None:
+    """Raise the limit of open files, which the worker inherits: each stream takes two here, and 1,024 are usual."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (65536 if most == resource.RLIM_INFINITY else most, most))
+
+
 async def serve(options: argparse.Namespace) -> int:
     """Host the app until a signal comes; the exit code is 0 then, and 1 when the worker ended by itself.
 
     Raises `HostError` and `WorkerError` when the start fails.
     """
+    _allow_many_connections()
     script_root = options.script_root.resolve()
     prefix = route_prefix(script_root)
     settings = LocalSettings.read(options.settings or script_root / "local.settings.json")
     key: str | None = None
     if options.enable_auth:
-        key = options.function_key or os.environ.get(_KEY_SETTING) or secrets.token_urlsafe(24)
+        key = options.function_key or os.environ.get(_KEY_SETTING) or settings.values.get(_KEY_SETTING)
+        key = key or secrets.token_urlsafe(24)
     print(
         "This is a development tool that stands in for Azure Functions Core Tools; it is not the Functions host.",
         flush=True,

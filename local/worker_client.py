@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,7 +247,7 @@ class Worker:
         self.say = say
         self.functions: tuple[Function, ...] = ()
         self._address = ("127.0.0.1", 0)
-        self._idle: list[WorkerConnection] = []
+        self._idle: deque[WorkerConnection] = deque()  # the one that waited longest first
         self._process: _Process | None = None
         # Called with id and error text at each invocation's end.
         self.on_finished: Callable[[str, str | None], None] = lambda _id, _error: None
@@ -331,11 +332,10 @@ class Worker:
 
     async def connect(self) -> WorkerConnection:
         """A connection that is free, or a new one; raises `ConnectionError` when the worker takes none."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable:
-                return connection
-            connection.transport.close()
+        while self._idle and not self._idle[0].usable:
+            self._idle.popleft().transport.close()
+        if self._idle:
+            return self._idle.pop()
         _, connection = await asyncio.get_running_loop().create_connection(WorkerConnection, *self._address)
         connection.idle_since = time.monotonic()
         return connection

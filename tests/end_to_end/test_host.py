@@ -200,6 +200,24 @@ class TestEnds:
             assert await seen(sample_app, f"{name} left") is None
         await eventually(lambda: seen(sample_app, f"{name} left"), within=0.5)
 
+    @pytest.mark.parametrize("head", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+    async def test_a_caller_that_leaves_while_it_sends_reaches_the_function(
+        self, sample_app: HostedApp, head: str
+    ) -> None:
+        name = uuid.uuid4().hex
+        request = f"POST /back?name={name} HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n5\r\nwords\r\n".encode()
+        async with raw(sample_app, request):
+            await eventually(lambda: seen(sample_app, f"{name} begun"))
+            assert await seen(sample_app, f"{name} disconnected") is None
+        await eventually(lambda: seen(sample_app, f"{name} disconnected"), within=0.5)
+
+    async def test_a_slow_caller_that_leaves_reaches_the_generator(self, sample_app: HostedApp) -> None:
+        name = uuid.uuid4().hex
+        request = f"GET /stream?count=2000&size=65536&name={name} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+        async with raw(sample_app, request):
+            await asyncio.sleep(0.5)  # by now everything between the two is full
+        await eventually(lambda: seen(sample_app, f"{name} cancelled"), within=0.5)
+
     async def test_a_broken_response_does_not_end_cleanly(self, sample: httpx.AsyncClient) -> None:
         received = b""
 

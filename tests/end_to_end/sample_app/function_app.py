@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import JSONResponse, Request, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 seen: dict[str, float] = {}
@@ -81,7 +82,14 @@ async def early(req: Request) -> Response:
 @app.route("back", methods=["POST"])
 async def back(req: Request) -> Response:
     """The body, back again."""
-    return Response(await req.body(), media_type="application/octet-stream")
+    name = req.query_params.get("name", "")
+    seen[f"{name} begun"] = time.time()
+    try:
+        body = await req.body()
+    except ClientDisconnect:
+        seen[f"{name} disconnected"] = time.time()
+        return Response(status_code=400)
+    return Response(body, media_type="application/octet-stream")
 
 
 @app.route("things/{kind:alpha}/{number:int?}", methods=["GET"])
