@@ -1,11 +1,13 @@
 """The app's functions, one a route: read, call, return. README.md has the contract of every route."""
 
 import os
+import time
+from collections.abc import Callable
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from relay import formats, page, prompt, worker
+from relay import chat, page, prompt, worker
 from relay.backends import Backends
 from relay.caller import Call
 from relay.problems import Problem
@@ -13,36 +15,54 @@ from relay.stream import Stream
 
 worker.mend()
 backends = Backends.configured(os.environ)
+since = int(time.time())
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
 
 @app.route(route="stream", methods=["POST"])
 async def stream(req: Request) -> Response:
     """A prompt in, the answer out as it is generated."""
-    call = Call(req)
+    return await answer(Call(req), prompt.read)
+
+
+@app.route(route="v1/chat/completions", methods=["POST"])
+async def chat_completions(req: Request) -> Response:
+    """OpenAI's wire, for any OpenAI client."""
+    return await answer(Call(req, openai=True), chat.read)
+
+
+async def answer(call: Call, read: Callable[[bytes], prompt.Prompt | chat.Chat | Problem]) -> Response:
+    """The way of every prompt: the body, what it asks for, the deployments that have the model, the stream."""
     if isinstance(backends, Problem):
         return call.refuse(backends)
     body = await call.body(backends.settings.max_body_bytes)
     if isinstance(body, Problem):
         return call.refuse(body)
-    asked = prompt.read(body)
+    asked = read(body)
     if isinstance(asked, Problem):
         return call.refuse(asked)
     route = backends.route(asked.model)
     if isinstance(route, Problem):
         return call.refuse(route)
-    form = formats.choose(req.headers.get("accept")) if asked.stream else formats.JsonDocument()
     parameters = asked.parameters(max_output_tokens=backends.settings.max_output_tokens)
-    return await Stream(call, route, parameters, form, backends.settings).respond()
+    form = asked.form(call.request.headers.get("accept"))
+    return await Stream(call, route, parameters, asked.reading, form, backends.settings).respond()
+
+
+@app.route(route="v1/models", methods=["GET"])
+async def models(req: Request) -> Response:
+    """The models that callers may name, the default one first."""
+    call = Call(req, openai=True)
+    return call.refuse(backends) if isinstance(backends, Problem) else call.answer(chat.models(backends.models, since))
+
+
+@app.route(route="chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def chat_page(req: Request) -> Response:
+    """A chat page that uses `/stream`."""
+    return page.chat_page(req.headers.get("if-none-match"))
 
 
 @app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
     """The process is up. Calls nothing, and so says nothing of the model service; `/ready` does."""
     return Call(req).answer(b'{"status":"ok"}')
-
-
-@app.route(route="chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def chat(req: Request) -> Response:
-    """The chat page. It holds nothing secret; what it asks of `/stream` needs a key like any caller's question."""
-    return page.chat_page(req.headers.get("if-none-match"))

@@ -60,7 +60,6 @@ class Backend:
             elsewhere=True,
             retry_after=left,
             status=self._refusal.status,
-            said=self._refusal.said,
         )
 
     def rank(self) -> tuple[bool, int, int]:

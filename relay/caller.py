@@ -20,11 +20,13 @@ class Call:
     """One HTTP request to a function.
 
     `request_id` is the caller's own `X-Request-Id` where that is a plain word of 8 to 128 characters, otherwise a new
-    one. `invocation_id` is the id that the Functions host logs the same request under.
+    one. `invocation_id` is the id that the Functions host logs the same request under. `openai`: the caller expects
+    errors in OpenAI's form.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, openai: bool = False) -> None:
         self.request = request
+        self._openai = openai
         given = request.headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         self.invocation_id = request.headers.get("x-ms-invocation-id", "")
@@ -71,8 +73,11 @@ class Call:
         return Response(content, status, self.headers(media_type))
 
     def refuse(self, problem: Problem) -> Response:
-        """The problem as an HTTP answer (RFC 9457)."""
-        response = self.answer(problem.document(self.request_id), PROBLEM_JSON, problem.status)
+        """The problem as an HTTP answer (RFC 9457), or in OpenAI's form."""
+        if self._openai:
+            response = self.answer(problem.openai_document(self.request_id), status=problem.status)
+        else:
+            response = self.answer(problem.document(self.request_id), PROBLEM_JSON, problem.status)
         if problem.retry_after is not None:
             response.headers["retry-after"] = str(problem.retry_after)
         return response

@@ -1,4 +1,4 @@
-"""The upstream's bytes, read as Server-Sent Events, and what they mean: `Text`, `Done`, `Failed`.
+"""The upstream's bytes, read as Server-Sent Events, and what they mean: `Text` or `Verbatim`, `Done`, `Failed`.
 
 Nothing is validated that is not used, and text is not even decoded: the JSON string of a delta is copied as it stands
 into what goes out. Sources: the event stream's grammar, WHATWG HTML, section 9.2.6; the chunk object, OpenAI's API
@@ -7,9 +7,8 @@ reference, "Chat completion chunk"; Azure's additions, "Content Streaming" in Az
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
@@ -49,14 +48,26 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Verbatim(Text):
+    """An event of the upstream's to pass on as it stands: `json` is its data.
+
+    `words`: there is something of the answer in it. `usage`: it brings the usage and nothing else.
+    """
+
+    words: bool
+    usage: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """The upstream said that the answer is complete."""
+    """The upstream said that the answer is complete; `document` is the whole of one that was no stream."""
 
     finish_reason: str | None
     model: str | None
     usage: Usage | None
     id: str | None
     content_filter: dict[str, Any] | None = None
+    document: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,33 @@ class Failed:
 
 
 Event = Text | Done | Failed
+
+
+class Reading(Protocol):
+    """How the bytes of one answer are read. After the one `Done` or `Failed`, nothing more comes out of it.
+
+    `media_type` is what the answer must be. `deltas` counts those that carried words: what the log estimates the output
+    tokens by when the usage never came.
+    """
+
+    media_type: str
+    id: str | None
+    model: str | None
+    finish_reason: str | None
+    usage: Usage | None
+    deltas: int
+
+    def read(self, chunk: bytes) -> list[Event]:
+        """What these bytes add; words that arrived together come out together."""
+        ...
+
+    def end(self) -> Done | Failed:
+        """What it means that the bytes end here."""
+        ...
+
+    def cut(self, reason: str) -> Failed:
+        """The connection broke."""
+        ...
 
 
 class EventReader:
@@ -113,18 +151,6 @@ class EventReader:
         return events
 
 
-class _Delta(Struct, gc=False):
-    content: Raw = Raw(b"null")
-    refusal: Raw = Raw(b"null")
-
-
-class _Choice(Struct, gc=False):
-    index: int = 0
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-    content_filter_results: Raw = Raw(b"null")
-
-
 class _Details(Struct, gc=False):
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
@@ -146,6 +172,18 @@ class _Usage(Struct, gc=False):
         )
 
 
+class _Delta(Struct, gc=False):
+    content: Raw = Raw(b"null")
+    refusal: Raw = Raw(b"null")
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    content_filter_results: Raw = Raw(b"null")
+
+
 class _Chunk(Struct, gc=False):
     id: str | None = None
     model: str | None = None
@@ -154,17 +192,33 @@ class _Chunk(Struct, gc=False):
     error: Any = None
 
 
+class _AnyChoice(Struct, gc=False):
+    """A choice of which all that matters is whether there is something in its delta."""
+
+    delta: dict[str, Raw] | None = None
+    finish_reason: str | None = None
+
+
+class _AnyChunk(Struct, gc=False):
+    id: str | None = None
+    model: str | None = None
+    choices: list[_AnyChoice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_decode_any_chunk: Final = msgspec.json.Decoder(_AnyChunk).decode
 _NULL: Final = b"null"
 _EMPTY: Final = b'""'
+_NO_WORDS: Final = frozenset((_NULL, _EMPTY, b"[]", b"{}"))
 _QUOTATION_MARK: Final = 0x22
 
 
-class Completion:
-    """What one chat completion's events mean, gathered over the stream.
+class _Streamed:
+    """What the two readings of a stream have in common."""
 
-    After the one `Done` or `Failed`, nothing more comes out of it.
-    """
+    media_type = "text/event-stream"
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -172,46 +226,45 @@ class Completion:
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.content_filter: dict[str, Any] | None = None
-        self.deltas = 0  # how many carried text: what the log estimates output tokens by when usage never came
-        self.ended = False
+        self.deltas = 0
+        self._events = EventReader()
+        self._ended = False
 
-    def read(self, events: Iterable[bytes]) -> list[Event]:
-        """What these events mean; text that arrived together comes out together."""
+    def read(self, chunk: bytes) -> list[Event]:
+        """What these bytes add; words that arrived together come out together."""
         meanings: list[Event] = []
-        text: list[bytes] = []
-        for data in events:
-            if self.ended:
+        for data in self._events.feed(chunk):
+            if self._ended:
                 break
-            if data == b"[DONE]":
-                terminal: Done | Failed | None = self._done()
-            else:
-                terminal = self._chunk(data, text)
+            terminal = self._done() if data == b"[DONE]" else self._chunk(data)
             if terminal is not None:
-                self.ended = True
-                if text:
-                    meanings.append(_joined(text))
-                    text = []
+                self._ended = True
+                self._gather(meanings, terminal)
                 meanings.append(terminal)
-        if text:
-            meanings.append(_joined(text))
+        self._gather(meanings, None)
         return meanings
 
+    def end(self) -> Failed:
+        """The bytes ended without the event that says that the answer is complete."""
+        return self.cut("the model service's answer ended without [DONE]")
+
     def cut(self, reason: str) -> Failed:
-        """The bytes ended before the upstream said that the answer was complete."""
-        self.ended = True
+        """The connection broke."""
+        self._ended = True
         return Failed(UPSTREAM_INTERRUPTED, reason, self.usage)
+
+    def _gather(self, meanings: list[Event], terminal: Done | Failed | None) -> None:
+        """Add the words of the events read since the last time."""
+        raise NotImplementedError
+
+    def _chunk(self, data: bytes) -> Failed | None:
+        raise NotImplementedError
 
     def _done(self) -> Done:
         return Done(self.finish_reason, self.model, self.usage, self.id, self.content_filter)
 
-    def _chunk(self, data: bytes, text: list[bytes]) -> Failed | None:
-        try:
-            chunk = _decode_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            try:
-                chunk = _decode_leniently(data)
-            except (ValueError, TypeError, RecursionError) as error:
-                return self._failed(UPSTREAM_ERROR, f"an event is no chat completion chunk ({type(error).__name__})")
+    def _note(self, chunk: _Chunk | _AnyChunk) -> Failed | None:
+        """What is of interest in every chunk, whoever reads it."""
         if chunk.usage is not None:
             self.usage = chunk.usage.usage()
         if chunk.id:
@@ -220,22 +273,6 @@ class Completion:
             self.model = chunk.model
         if chunk.error is not None:
             return self._error(chunk.error if isinstance(chunk.error, dict) else {})
-        for choice in chunk.choices or ():
-            if choice.index:
-                continue  # one answer was asked for
-            if choice.delta is not None:
-                for string in (choice.delta.content, choice.delta.refusal):
-                    words = bytes(string)
-                    if words in (_NULL, _EMPTY):
-                        continue
-                    if words[0] != _QUOTATION_MARK:
-                        return self._failed(UPSTREAM_ERROR, "the content of a delta is not a string")
-                    text.append(words if words.isascii() else _valid_utf8(words))
-                    self.deltas += 1
-            if choice.finish_reason:
-                self.finish_reason = choice.finish_reason
-                if choice.finish_reason == "content_filter":
-                    self.content_filter = filtered_categories(_object(bytes(choice.content_filter_results)))
         return None
 
     def _error(self, error: dict[str, Any]) -> Failed:
@@ -250,6 +287,147 @@ class Completion:
 
     def _failed(self, problem: Problem, reason: str) -> Failed:
         return Failed(problem, reason, self.usage)
+
+    def _garbage(self, error: Exception) -> Failed:
+        return self._failed(UPSTREAM_ERROR, f"an event is no chat completion chunk ({type(error).__name__})")
+
+
+class Completion(_Streamed):
+    """One streamed chat completion, read for its words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._text: list[bytes] = []
+
+    def _gather(self, meanings: list[Event], terminal: Done | Failed | None) -> None:
+        if self._text:
+            meanings.append(_joined(self._text))
+            self._text = []
+
+    def _chunk(self, data: bytes) -> Failed | None:
+        try:
+            chunk = _decode_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            try:
+                chunk = _decode_leniently(data)
+            except (ValueError, TypeError, RecursionError) as error:
+                return self._garbage(error)
+        if (failed := self._note(chunk)) is not None:
+            return failed
+        for choice in chunk.choices or ():
+            if choice.index:
+                continue  # one answer was asked for
+            if choice.delta is not None:
+                for string in (choice.delta.content, choice.delta.refusal):
+                    words = bytes(string)
+                    if words in (_NULL, _EMPTY):
+                        continue
+                    if words[0] != _QUOTATION_MARK:
+                        return self._failed(UPSTREAM_ERROR, "the content of a delta is not a string")
+                    self._text.append(words if words.isascii() else _valid_utf8(words))
+                    self.deltas += 1
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+                if choice.finish_reason == "content_filter":
+                    categories = filtered_categories(_object(bytes(choice.content_filter_results)))
+                    self.content_filter = categories or self.content_filter or {}
+        return None
+
+
+class VerbatimCompletion(_Streamed):
+    """One streamed chat completion, read to be passed on event by event, whatever is in it.
+
+    What comes before the first words (the filter's report on the prompt, the role) waits for them: until there are
+    words, another deployment may still take over, and two answers are never spliced.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passing: list[Event] = []
+        self._spoken = False
+
+    def _gather(self, meanings: list[Event], terminal: Done | Failed | None) -> None:
+        if self._spoken or isinstance(terminal, Done):
+            meanings += self._passing
+            self._passing = []
+
+    def _chunk(self, data: bytes) -> Failed | None:
+        try:
+            chunk = _decode_any_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Passed on all the same, if it is JSON for other readers: half a surrogate pair, say.
+            try:
+                document = json.loads(data)
+                if not isinstance(document, dict):
+                    raise TypeError
+            except (ValueError, TypeError, RecursionError) as error:
+                return self._garbage(error)
+            chunk = _AnyChunk(choices=[_AnyChoice(delta={"unread": Raw(data)})])
+        if (failed := self._note(chunk)) is not None:
+            return failed
+        words = False
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+            for name, value in (choice.delta or {}).items():
+                if name != "role" and bytes(value) not in _NO_WORDS:
+                    words = True
+        if words:
+            self._spoken = True
+            self.deltas += 1
+        self._passing.append(Verbatim(data, words, not chunk.choices and chunk.usage is not None))
+        return None
+
+
+class _Finish(Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Document(Struct, gc=False):
+    choices: list[_Finish]
+    id: str | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+_LONGEST_DOCUMENT: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
+
+
+class WholeCompletion:
+    """One chat completion that is no stream: a document, read for the record and passed on as it is."""
+
+    media_type = "application/json"
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.deltas = 0
+        self._document = bytearray()
+
+    def read(self, chunk: bytes) -> list[Event]:
+        """Nothing comes out before the end."""
+        self._document += chunk
+        if len(self._document) > _LONGEST_DOCUMENT:
+            return [Failed(UPSTREAM_ERROR, f"the model service's answer is longer than {_LONGEST_DOCUMENT} bytes")]
+        return []
+
+    def end(self) -> Done | Failed:
+        """The document is complete, if it is one."""
+        content = bytes(self._document)
+        try:
+            document = msgspec.json.decode(content, type=_Document)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return Failed(UPSTREAM_ERROR, f"the model service's answer is no chat completion ({type(error).__name__})")
+        self.id, self.model = document.id, document.model
+        self.usage = document.usage.usage() if document.usage else None
+        self.finish_reason = document.choices[0].finish_reason if document.choices else None
+        return Done(self.finish_reason, self.model, self.usage, self.id, document=content)
+
+    def cut(self, reason: str) -> Failed:
+        """The connection broke."""
+        return Failed(UPSTREAM_INTERRUPTED, reason)
 
 
 def filter_results(error: dict[str, Any]) -> dict[str, Any]:

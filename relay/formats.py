@@ -1,11 +1,12 @@
-"""The events of a stream as the caller asked for them: Server-Sent Events, NDJSON, plain text, or one JSON document."""
+"""The events of a stream as the caller asked for them: Server-Sent Events, NDJSON, plain text, one JSON document, or
+OpenAI's own wire."""
 
 import json
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from relay.completion import Done, Text
+from relay.completion import Done, Failed, Text, Verbatim
 
 _encode: Final = msgspec.json.encode
 
@@ -29,8 +30,8 @@ class Format(Protocol):
         """The end of a complete answer."""
         ...
 
-    def failed(self, members: dict[str, Any]) -> bytes | None:
-        """The end of a failed one, `members` being those of the problem; None: only a broken connection can say it."""
+    def failed(self, failed: Failed, request_id: str) -> bytes | None:
+        """The end of a failed one; None: only a broken connection can say it."""
         ...
 
 
@@ -47,8 +48,8 @@ class ServerSentEvents:
     def done(self, done: Done) -> bytes:
         return b"event: done\ndata: %b\n\n" % _one_line(_encode(_done_members(done)))
 
-    def failed(self, members: dict[str, Any]) -> bytes:
-        return b"event: error\ndata: %b\n\n" % _one_line(_encode(members))
+    def failed(self, failed: Failed, request_id: str) -> bytes:
+        return b"event: error\ndata: %b\n\n" % _one_line(_encode(_failed_members(failed, request_id)))
 
 
 class NewlineDelimitedJson:
@@ -66,9 +67,9 @@ class NewlineDelimitedJson:
     def done(self, done: Done) -> bytes:
         return _one_line(_encode({"type": "done", **_done_members(done)})) + b"\n"
 
-    def failed(self, members: dict[str, Any]) -> bytes:
+    def failed(self, failed: Failed, request_id: str) -> bytes:
         # A problem's own `type` gives way: here it tells the lines apart.
-        return _one_line(_encode({**members, "type": "error"})) + b"\n"
+        return _one_line(_encode({**_failed_members(failed, request_id), "type": "error"})) + b"\n"
 
 
 class PlainText:
@@ -92,7 +93,7 @@ class PlainText:
         words, self._half = self._half, ""
         return _utf8(words)
 
-    def failed(self, members: dict[str, Any]) -> None:
+    def failed(self, failed: Failed, request_id: str) -> None:
         return None
 
 
@@ -113,7 +114,46 @@ class JsonDocument:
     def done(self, done: Done) -> bytes:
         return b'{"text":"%b",%b' % (b"".join(self._words), _encode(_done_members(done))[1:])
 
-    def failed(self, members: dict[str, Any]) -> None:
+    def failed(self, failed: Failed, request_id: str) -> None:
+        return None
+
+
+class OpenAIEvents:
+    """OpenAI's own stream: the upstream's events as they came, the usage only for a caller who asked for it."""
+
+    media_type = "text/event-stream; charset=utf-8"
+    whole = False
+    ping = b": ping\n\n"
+
+    def __init__(self, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+
+    def text(self, text: Text) -> bytes:
+        if isinstance(text, Verbatim) and text.usage and not self._include_usage:
+            return b""
+        return b"data: %b\n\n" % text.json.replace(b"\n", b"\ndata: ")
+
+    def done(self, done: Done) -> bytes:
+        return b"data: [DONE]\n\n"
+
+    def failed(self, failed: Failed, request_id: str) -> bytes:
+        return b"data: %b\n\n" % failed.problem.openai_document(request_id)
+
+
+class OpenAIDocument:
+    """OpenAI's own document, as the upstream wrote it."""
+
+    media_type = "application/json"
+    whole = True
+    ping = b""
+
+    def text(self, text: Text) -> bytes:
+        return b""
+
+    def done(self, done: Done) -> bytes:
+        return done.document or b""
+
+    def failed(self, failed: Failed, request_id: str) -> None:
         return None
 
 
@@ -158,6 +198,13 @@ def _done_members(done: Done) -> dict[str, Any]:
     }
     if done.content_filter is not None:
         members["content_filter"] = done.content_filter
+    return members
+
+
+def _failed_members(failed: Failed, request_id: str) -> dict[str, Any]:
+    members = failed.problem.members(request_id)
+    if failed.usage is not None:
+        members["usage"] = failed.usage.members()
     return members
 
 

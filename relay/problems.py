@@ -11,6 +11,15 @@ import msgspec
 
 PROBLEM_JSON: Final = "application/problem+json"
 
+# The `type` of OpenAI's errors, by status; what is not here is the server's fault.
+_OPENAI_TYPES: Final = {
+    HTTPStatus.BAD_REQUEST: "invalid_request_error",
+    HTTPStatus.NOT_FOUND: "invalid_request_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "invalid_request_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
@@ -25,7 +34,8 @@ class Problem:
     """A failure as a caller sees it (RFC 9457).
 
     `retry_after` is in whole seconds. `content_filter` maps each category that the filter objected to, to what it said
-    of it. `param` is the upstream's own name of the offending parameter, where it gave one.
+    of it. `said` is the model service's own error object of a request that it finds at fault: it speaks of what the
+    caller sent, and callers of the OpenAI wire get it.
     """
 
     code: str
@@ -35,7 +45,7 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
     retry_after: int | None = None
     content_filter: dict[str, Any] | None = None
-    param: str | None = None
+    said: dict[str, Any] | None = None
 
     def because(self, detail: str) -> Self:
         """The same problem, told more exactly."""
@@ -48,10 +58,6 @@ class Problem:
     def after(self, seconds: int | None) -> Self:
         """The same problem, with the time after which another try makes sense."""
         return replace(self, retry_after=seconds)
-
-    def with_param(self, param: object) -> Self:
-        """The same problem, with the upstream's name of the parameter that it objects to, where it gave one."""
-        return replace(self, param=param) if isinstance(param, str) else self
 
     def filtered(self, categories: dict[str, Any]) -> Self:
         """The same problem, with what the content filter objected to."""
@@ -78,6 +84,27 @@ class Problem:
     def document(self, request_id: str) -> bytes:
         """The problem as one line of `application/problem+json`."""
         return msgspec.json.encode(self.members(request_id))
+
+    def openai_document(self, request_id: str) -> bytes:
+        """The same failure as OpenAI's error object on one line, so that its clients raise what their users know."""
+        said = self.said or {}
+        message = said.get("message")
+        error: dict[str, Any] = {
+            "message": message if isinstance(message, str) and message else self._sentence(),
+            "type": said.get("type") or _OPENAI_TYPES.get(self.status, "server_error"),
+            "param": said.get("param") or (self.errors[0].field if self.errors else None),
+            "code": said.get("code") or self.code,
+        }
+        if self.content_filter is not None:
+            error["innererror"] = {
+                "code": "ResponsibleAIPolicyViolation",
+                "content_filter_result": self.content_filter,
+            }
+        return msgspec.json.encode({"error": error, "request_id": request_id})
+
+    def _sentence(self) -> str:
+        fields = " ".join(f"{error.field}: {error.message}." for error in self.errors)
+        return f"{self.title}. {fields or self.detail}"
 
 
 def _problem(code: str, status: HTTPStatus, title: str, detail: str) -> Problem:

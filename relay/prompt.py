@@ -1,10 +1,13 @@
 """What a caller of `/stream` may ask, and the upstream parameters made of it."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from relay.completion import Completion, Reading
+from relay.formats import Format, JsonDocument, choose
 from relay.problems import INVALID_JSON, INVALID_REQUEST, FieldError, Problem
 
 MAX_MESSAGES = 2048  # Azure OpenAI's own limit of one conversation
@@ -42,6 +45,15 @@ class Prompt(_Asked):
     reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     stream: bool = True
 
+    @property
+    def reading(self) -> Callable[[], Reading]:
+        """How the answer is read: always as a stream, also where it is given as one document."""
+        return Completion
+
+    def form(self, accept: str | None) -> Format:
+        """How the answer is written, for an `Accept` header."""
+        return choose(accept) if self.stream else JsonDocument()
+
     def parameters(self, *, max_output_tokens: int) -> dict[str, Any]:
         """The upstream's parameters, all but the model's name; the output limit is the lower of the two."""
         messages: list[dict[str, str]] = []
@@ -62,16 +74,6 @@ class Prompt(_Asked):
                 parameters[name] = value
         return parameters
 
-
-# Where the upstream's parameter came from, for the errors in which the upstream names it.
-FIELD_OF_PARAMETER = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "max_tokens": "max_output_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "reasoning_effort": "reasoning_effort",
-}
 
 _MENDS = {
     "missing": "is required",

@@ -8,6 +8,7 @@ long or too old.
 
 import asyncio
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from relay.backends import Backend, Route
 from relay.caller import CALLER_LEFT, Call
-from relay.completion import Completion, Done, EventReader, Failed, Text
+from relay.completion import Done, Failed, Reading, Text
 from relay.formats import Format
 from relay.problems import (
     DEADLINE_EXCEEDED,
@@ -45,8 +46,17 @@ class Stream:
     true status when the model service refused before the commit.
     """
 
-    def __init__(self, call: Call, route: Route, parameters: dict[str, Any], form: Format, settings: Settings) -> None:
+    def __init__(
+        self,
+        call: Call,
+        route: Route,
+        parameters: dict[str, Any],
+        reading: Callable[[], Reading],
+        form: Format,
+        settings: Settings,
+    ) -> None:
         self._call = call
+        self._reading = reading
         self._route = route
         self._parameters = parameters
         self._format = form
@@ -66,7 +76,7 @@ class Stream:
         self._over = False  # the terminal event is decided
         self._pinging: asyncio.Task[None] | None = None
         self._answer: Answer | None = None
-        self._completion = Completion()
+        self._completion = reading()
         self._pending = b""  # words that came in one read with the terminal event, and go out in one write with it
         self._spoken = False
         self._task = self._loop.create_task(self._live())
@@ -167,11 +177,10 @@ class Stream:
 
     async def _read(self, answer: Answer) -> Done | Failed:
         """Everything of one answer, up to its terminal event."""
-        if answer.media_type != "text/event-stream":
-            return Failed(UPSTREAM_ERROR, "the model service's answer is no event stream")
-        reader = EventReader()
-        completion = self._completion = Completion()
-        read, feed, understand, write = answer.read, reader.feed, completion.read, self._format.text
+        completion = self._completion = self._reading()
+        if answer.media_type != completion.media_type:
+            return Failed(UPSTREAM_ERROR, f"the model service's answer is not {completion.media_type}")
+        read, understand, write = answer.read, completion.read, self._format.text
         while True:
             self._waiting = True
             try:
@@ -182,8 +191,8 @@ class Stream:
                 self._waiting = False
             self._heard = self._loop.time()
             if not chunk:
-                return completion.cut("the model service's answer ended without [DONE]")
-            for event in understand(feed(chunk)):
+                return completion.end()
+            for event in understand(chunk):
                 if isinstance(event, Text):
                     self._pending += write(event)
                     self._note_words()
@@ -230,10 +239,7 @@ class Stream:
                 await self._spare()
                 return
         else:
-            members = terminal.problem.members(self._call.request_id)
-            if terminal.usage is not None:
-                members["usage"] = terminal.usage.members()
-            last = self._format.failed(members)
+            last = self._format.failed(terminal, self._call.request_id)
         content, self._pending = self._pending, b""
         if last is None:
             if content:

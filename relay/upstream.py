@@ -11,7 +11,7 @@ import math
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Final, Protocol
 
@@ -32,6 +32,7 @@ from relay.problems import (
     UPSTREAM_AUTH,
     UPSTREAM_ERROR,
     UPSTREAM_TIMEOUT,
+    FieldError,
     Problem,
 )
 from relay.settings import Identity, Settings
@@ -53,8 +54,7 @@ class Refusal:
     """The model service gave no answer.
 
     `elsewhere`: another deployment may still give one. `retry_after`: seconds that this one asked to be left alone,
-    bounded. `reason` is for the log, never for a caller. `said` is the upstream's own error object of a request that
-    it found at fault, for callers of the OpenAI wire.
+    bounded. `reason` is for the log, never for a caller.
     """
 
     problem: Problem
@@ -62,7 +62,6 @@ class Refusal:
     elsewhere: bool = False
     retry_after: float | None = None
     status: int | None = None
-    said: dict[str, Any] | None = None
 
 
 class Answer:
@@ -312,7 +311,7 @@ def refusal(status: int, headers: httpx2.Headers, body: object) -> Refusal:
     retry_after = _retry_after(headers)
     match status:
         case 400 | 413 | 422:
-            return Refusal(_bad_request(error, code), reason, status=status, said=error)
+            return Refusal(_bad_request(error, code), reason, status=status)
         case 401 | 403:
             return Refusal(UPSTREAM_AUTH, reason, elsewhere=True, status=status)
         case 404 if code in ("DeploymentNotFound", "model_not_found", "not_found") or "model" in str(error.get("type")):
@@ -331,9 +330,7 @@ def refusal(status: int, headers: httpx2.Headers, body: object) -> Refusal:
             return Refusal(UPSTREAM_TIMEOUT, reason, elsewhere=True, retry_after=retry_after, status=status)
         case 429:
             seconds = None if retry_after is None else math.ceil(retry_after)
-            return Refusal(
-                RATE_LIMITED.after(seconds), reason, elsewhere=True, retry_after=retry_after, status=status, said=error
-            )
+            return Refusal(RATE_LIMITED.after(seconds), reason, elsewhere=True, retry_after=retry_after, status=status)
         case _:
             seconds = None if retry_after is None else math.ceil(retry_after)
             return Refusal(
@@ -346,7 +343,21 @@ def _bad_request(error: dict[str, Any], code: str) -> Problem:
         return CONTENT_FILTER.filtered(filtered_categories(filter_results(error)))
     if code == "context_length_exceeded":
         return CONTEXT_LENGTH_EXCEEDED
-    return INVALID_REQUEST.because("The model refused the request.").with_param(error.get("param"))
+    problem = replace(INVALID_REQUEST.because("The model refused the request."), said=error)
+    field = _FIELDS.get(str(error.get("param")))
+    return (
+        problem.at(FieldError(field, "is not accepted by this model; leave it out or change it")) if field else problem
+    )
+
+
+# The fields of `/stream` that the upstream's parameters are made of.
+_FIELDS: Final = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "reasoning_effort": "reasoning_effort",
+}
 
 
 def _retry_after(headers: httpx2.Headers) -> float | None:
