@@ -59,6 +59,7 @@ define install
 		uv pip install --python $(PYTHON) $(foreach file,$(1),-r $(file)); \
 	else \
 		echo "Installing what $(1) name:"; \
+		$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null; \
 		$(PYTHON) -m pip install --no-input $(foreach file,$(1),-r $(file)) \
 			| awk '/^Collecting / { printf "  %s", $$2; fflush() } END { print "" }'; \
 	fi

@@ -127,7 +127,8 @@ class WorkerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._head_complete and not self._complete:
             self._complete = True
-            self._reusable = self._parser.should_keep_alive()
+            # After a 500 for an exception uvicorn closes the connection, and has not said so in the response.
+            self._reusable = self._parser.should_keep_alive() and self._head.status < 500
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
