@@ -15,6 +15,7 @@ from local import answers
 from local.wire import (
     DONE,
     FOR_EVER,
+    Choice,
     Cut,
     Event,
     Headers,
@@ -200,17 +201,12 @@ def _drop(*kinds: str) -> Callable[[Steps, Reply, Arguments], Steps]:
 
 
 def _filter_midway(steps: Steps, reply: Reply, arguments: Arguments) -> Steps:
-    tokens = 0
-    for step in steps:
-        if _ends(step) or (isinstance(step, Token) and tokens >= arguments[0]):
-            results = filter_results(violence="medium")
-            yield Event("finish", reply.delta({}, finish_reason="content_filter", content_filter_results=results))
-            if reply.include_usage:
-                yield reply.usage_event()
-            yield DONE
-            return
-        tokens += isinstance(step, Token)
-        yield step
+    # The steps are made one by one out of the reply, so that a change of it before the first holds for all.
+    reply.choices = [
+        Choice(choice.tokens[: int(arguments[0])], "content_filter", filtered={"violence": "medium"})
+        for choice in reply.choices
+    ]
+    return steps
 
 
 def _asynchronous_filter(steps: Steps, reply: Reply, _: Arguments) -> Steps:

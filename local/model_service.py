@@ -282,7 +282,7 @@ class ModelService:
             yield web.post(f"{base}/chat/completions", self._complete)
             yield web.get(f"{base}/models", self._models)
             yield web.get(f"{base}/models/{{model}}", self._model)
-        yield web.get("/msi/token", lambda request: self.identity.answer(request))
+        yield web.get("/msi/token", self._token)
         yield web.get("/control/state", self._control_state)
         yield web.get("/control/requests", self._control_requests)
         controls: dict[str, Callable[[Any, Mapping[str, str]], None]] = {
@@ -308,6 +308,9 @@ class ModelService:
         if refused:
             return _refuse(refused)
         return _json(_model_document(name))
+
+    async def _token(self, request: web.Request) -> web.StreamResponse:
+        return await self.identity.answer(request)
 
     def _refused_model(self, deployment: str) -> Refusal | None:
         """The refusal that a lasting fault has for a request that asks for no completion."""

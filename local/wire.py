@@ -96,11 +96,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer: its tokens, or a call of a tool, and why it ended."""
+    """One answer: its tokens, or a call of a tool, and why it ended; `filtered`: the categories that stopped it."""
 
     tokens: Sequence[str]
     finish_reason: str
     call: Call | None = None
+    filtered: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def written(self) -> Sequence[str]:
@@ -177,7 +178,7 @@ class Reply:
                 "tool_calls": [{"id": choice.call.id, "type": "function", "function": function}],
             }
         return {
-            "content_filter_results": {} if choice.call else filter_results(),
+            "content_filter_results": {} if choice.call else filter_results(**choice.filtered),
             "finish_reason": choice.finish_reason,
             "index": index,
             "logprobs": {"content": [self._logprob(token) for token in choice.tokens], "refusal": None}
@@ -217,7 +218,10 @@ class Reply:
 
     def finish(self, index: int) -> Event:
         """The event that ends a choice."""
-        return Event("finish", self.delta({}, index, finish_reason=self.choices[index].finish_reason))
+        choice = self.choices[index]
+        filtered = filter_results(**choice.filtered) if choice.filtered else {}
+        chunk = self.delta({}, index, finish_reason=choice.finish_reason, content_filter_results=filtered)
+        return Event("finish", chunk)
 
     def usage_event(self) -> Event:
         """The event that a request asks for with `stream_options.include_usage`."""
