@@ -7,14 +7,17 @@ from collections.abc import Callable
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from relay import chat, page, prompt, worker
+from relay import chat, page, prompt, telemetry, worker
 from relay.backends import Backends
 from relay.caller import Call
 from relay.problems import Problem
+from relay.readiness import Readiness
 from relay.stream import Stream
 
 worker.mend()
+telemetry.hush()
 backends = Backends.configured(os.environ)
+readiness = backends if isinstance(backends, Problem) else Readiness(backends)
 since = int(time.time())
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
@@ -60,6 +63,16 @@ async def models(req: Request) -> Response:
 async def chat_page(req: Request) -> Response:
     """A chat page that uses `/stream`."""
     return page.chat_page(req.headers.get("if-none-match"))
+
+
+@app.route(route="ready", methods=["GET"])
+async def ready(req: Request) -> Response:
+    """Whether the app can do its work: what is wrong, for each deployment, and how to mend it."""
+    call = Call(req)
+    if isinstance(readiness, Problem):
+        return call.refuse(readiness)
+    status, document = await readiness.document()
+    return call.answer(document, status=status)
 
 
 @app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)

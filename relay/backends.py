@@ -92,6 +92,10 @@ class Route:
             return backend
         return None
 
+    def more(self) -> bool:
+        """Whether another deployment is left that could be asked."""
+        return any(backend.resting() is None for backend in self._left)
+
     def refused(self, refusal: Refusal) -> None:
         """The deployment that was asked refused, and another may be asked."""
         if self.backend is not None:
@@ -137,15 +141,21 @@ class Backends:
         """The models that callers may ask for, the default one first."""
         return self.settings.models
 
+    def all(self) -> list[Backend]:
+        """Every deployment, in the settings' order of models."""
+        self._connect()
+        return [backend for backends in self._backends.values() for backend in backends]
+
     def route(self, model: str | None) -> Route | Problem:
         """The pass over the deployments of `model` (None: the default one)."""
-        if not self._backends:
-            self._connect()
+        self._connect()
         model = model or self.models[0]
         backends = self._backends.get(model)
         return Route(model, list(backends)) if backends else MODEL_NOT_FOUND
 
     def _connect(self) -> None:
+        if self._backends:
+            return
         self._session = connect(self.settings)
         credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or _NO_KEY
         if self.settings.identity is not None:

@@ -103,7 +103,7 @@ class Problem:
         return msgspec.json.encode({"error": error, "request_id": request_id})
 
     def _sentence(self) -> str:
-        fields = " ".join(f"{error.field}: {error.message}." for error in self.errors)
+        fields = " ".join(f"{error.field}: {error.message.rstrip('.')}." for error in self.errors)
         return f"{self.title}. {fields or self.detail}"
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -72,7 +72,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the relay can be told from outside. Times are in seconds, sizes in bytes."""
+    """All that the relay can be told from outside. Times are in seconds, sizes in bytes.
+
+    `failover_after`: how long a deployment may be silent before its answer's headers until the next one is asked; None:
+    until the silence timeout ends the stream.
+    """
 
     backends: tuple[BackendSettings, ...]
     api_key: str | None = field(default=None, repr=False)
@@ -82,6 +86,7 @@ class Settings:
     stream_deadline: float = 220.0
     upstream_connect_timeout: float = 10.0
     upstream_silence_timeout: float = 120.0
+    failover_after: float | None = None
     max_body_bytes: int = 1024 * 1024
     max_output_tokens: int = 16384
 
@@ -97,7 +102,7 @@ class Settings:
         backends = reading.backends()
         settings = cls(
             backends=backends,
-            api_key=environ.get("AZURE_OPENAI_API_KEY", "").strip() or None,
+            api_key=reading.key("AZURE_OPENAI_API_KEY"),
             identity=reading.identity(backends),
             commit_wait=reading.seconds("COMMIT_WAIT_SECONDS", cls.commit_wait, least=0, most=60),
             ping_interval=reading.seconds("PING_INTERVAL_SECONDS", cls.ping_interval, least=0.05, most=200),
@@ -108,6 +113,7 @@ class Settings:
             upstream_silence_timeout=reading.seconds(
                 "UPSTREAM_SILENCE_TIMEOUT_SECONDS", cls.upstream_silence_timeout, least=0.1, most=3600
             ),
+            failover_after=reading.seconds("FAILOVER_AFTER_SECONDS", None, least=0.1, most=3600),
             max_body_bytes=reading.whole("MAX_BODY_BYTES", cls.max_body_bytes, least=1, most=100 * 1024 * 1024),
             max_output_tokens=reading.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
         )
@@ -136,10 +142,16 @@ class _Reading:
     def text(self, setting: str) -> str:
         return self.environ.get(setting, "").strip()
 
+    def key(self, setting: str) -> str | None:
+        key = self.text(setting)
+        if key and not _KEY.fullmatch(key):
+            self.complain(setting, "must be a key as the portal shows it: letters, digits and signs, without spaces.")
+        return key or None
+
     def complain(self, setting: str, message: str) -> None:
         self.complaints.append(Complaint(setting, message))
 
-    def seconds(self, setting: str, default: float, *, least: float, most: float) -> float:
+    def seconds[T: (float, float | None)](self, setting: str, default: T, *, least: float, most: float) -> float | T:
         text = self.text(setting)
         if not text:
             return default
@@ -148,7 +160,8 @@ class _Reading:
         except ValueError:
             value = math.nan
         if not least <= value <= most:
-            self.complain(setting, f"must be a number of seconds from {least:g} to {most:g}, for example {default:g}.")
+            example = 10.0 if default is None else default
+            self.complain(setting, f"must be a number of seconds from {least:g} to {most:g}, for example {example:g}.")
             return default
         return value
 
@@ -170,13 +183,13 @@ class _Reading:
                     self.complain(setting, "remove it: AZURE_OPENAI_BACKENDS is set and names every deployment.")
             return self._backends_from_list(several)
         endpoint = self._endpoint("AZURE_OPENAI_ENDPOINT", self.text("AZURE_OPENAI_ENDPOINT"))
-        deployments = tuple(name.strip() for name in self.text("AZURE_OPENAI_DEPLOYMENTS").split(",") if name.strip())
+        setting = "AZURE_OPENAI_DEPLOYMENTS"
+        example = "for example gpt-5.4-mini (several: separated by commas, the default one first)."
+        deployments = tuple(name.strip() for name in self.text(setting).split(",") if name.strip())
         if not deployments:
-            self.complain(
-                "AZURE_OPENAI_DEPLOYMENTS",
-                "set it to the name of a model deployment, for example gpt-5.4-mini "
-                "(several: separated by commas, the default one first).",
-            )
+            self.complain(setting, f"set it to the name of a model deployment, {example}")
+        elif not all(map(_NAME.fullmatch, deployments)):
+            self.complain(setting, f"must be names of letters, digits and . _ : / -, {example}")
         if endpoint is None:
             return ()
         return tuple(BackendSettings(name, endpoint, name, name) for name in dict.fromkeys(deployments))
@@ -185,11 +198,12 @@ class _Reading:
         setting = "AZURE_OPENAI_BACKENDS"
         try:
             entries = msgspec.json.decode(text, type=list[_BackendEntry])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
+            where = f" ({error})" if isinstance(error, msgspec.ValidationError) else ""
             self.complain(
                 setting,
                 'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, '
-                f'each with "model", "name" and "priority" if wanted ({error}).',
+                f'each with "model", "name" and "priority" if wanted{where}.',
             )
             return ()
         backends: list[BackendSettings] = []
@@ -197,18 +211,21 @@ class _Reading:
         for position, entry in enumerate(entries):
             endpoint = self._endpoint(f"{setting}[{position}].endpoint", entry.endpoint.strip())
             deployment = entry.deployment.strip()
-            if not deployment:
-                self.complain(f"{setting}[{position}].deployment", "must be the name of a model deployment.")
+            model = (entry.model or "").strip() or deployment
+            for member, name in (("deployment", deployment), ("model", model)):
+                if not _NAME.fullmatch(name):
+                    self.complain(f"{setting}[{position}].{member}", "must be a name of letters, digits and . _ : / -.")
             if not 0 <= entry.priority <= 1000:
                 self.complain(f"{setting}[{position}].priority", "must be from 0 to 1000; the lowest is tried first.")
-            if endpoint is None or not deployment:
+            if endpoint is None:
                 continue
             host = urlsplit(endpoint).hostname or ""
             name = (entry.name or "").strip() or f"{host.split('.')[0]}/{deployment}"
+            if not _NAME.fullmatch(name):
+                self.complain(f"{setting}[{position}].name", "must be a name of letters, digits and . _ : / -.")
             if name in names:
                 self.complain(f"{setting}[{position}].name", "is there twice; give each backend a name of its own.")
             names.add(name)
-            model = (entry.model or "").strip() or deployment
             backends.append(BackendSettings(name, endpoint, deployment, model, entry.priority))
         if not entries:
             self.complain(setting, "must name at least one deployment.")
@@ -222,14 +239,17 @@ class _Reading:
             return None
         try:
             parts = urlsplit(text)
-            host, port = parts.hostname, parts.port
+            port = parts.port
         except ValueError:
-            host, port, parts = None, None, urlsplit("")
-        if parts.scheme not in ("http", "https") or not host or port == 0:
-            self.complain(setting, f"must be an http or https address, {example}")
-            return None
+            parts, port = urlsplit(""), None
         if parts.query or parts.fragment or parts.username or parts.password:
             self.complain(setting, f"must be an address without a query, a fragment or a password, {example}")
+            return None
+        host = parts.hostname or ""
+        if "[" in parts.netloc and ":" not in host:
+            host = ""  # brackets are for IPv6 addresses
+        if parts.scheme not in ("http", "https") or not _is_host(host) or port == 0 or not _PATH.fullmatch(parts.path):
+            self.complain(setting, f"must be an http or https address, {example}")
             return None
         path = parts.path.rstrip("/")
         if path in ("", "/openai"):
@@ -249,12 +269,9 @@ class _Reading:
         azure = [_belongs_to_azure(backend.endpoint) for backend in backends]
         if not scope and not any(azure):
             return None
-        for backend in backends:
-            if urlsplit(backend.endpoint).scheme != "https" and not _is_loopback(backend.endpoint):
-                self.complain(
-                    "AZURE_OPENAI_ENDPOINT", "must begin with https:// when the app signs in with its Entra identity."
-                )
-                break
+        setting = "AZURE_OPENAI_BACKENDS" if self.text("AZURE_OPENAI_BACKENDS") else "AZURE_OPENAI_ENDPOINT"
+        if any(urlsplit(it.endpoint).scheme != "https" and not _is_loopback(it.endpoint) for it in backends):
+            self.complain(setting, "must begin with https:// when the app signs in with its Entra identity.")
         if not scope and not all(azure):
             self.complain(
                 "AZURE_OPENAI_BACKENDS",
@@ -264,6 +281,24 @@ class _Reading:
         # IDENTITY_ENDPOINT is where the platform serves tokens for a managed identity.
         managed = bool(self.text("IDENTITY_ENDPOINT"))
         return Identity("managed" if managed else "developer", scope or AZURE_TOKEN_SCOPE, client_id)
+
+
+# What fits in a header, a URL and a JSON string alike.
+_KEY: Final = re.compile(r"[\x21-\x7e]+")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
+_PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
+_HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\.?$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?\.?")
+
+
+def _is_host(host: str) -> bool:
+    """A name, or an IP address; what ends in a number is an address or nothing (WHATWG URL, section 3.5)."""
+    if _HOST_NAME.fullmatch(host):
+        return ".." not in host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _belongs_to_azure(endpoint: str) -> bool:

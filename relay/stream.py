@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from relay.backends import Backend, Route
 from relay.caller import CALLER_LEFT, Call
-from relay.completion import Done, Failed, Reading, Text
+from relay.completion import Done, Failed, Reading, Text, Usage
 from relay.formats import Format
 from relay.problems import (
     DEADLINE_EXCEEDED,
@@ -28,10 +29,12 @@ from relay.problems import (
     UPSTREAM_TIMEOUT,
 )
 from relay.settings import Settings
-from relay.telemetry import Record
+from relay.telemetry import Record, report
 from relay.upstream import BROKEN, Answer, Refusal
 
 _LAST_WORD: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
+
+_LOOK_AGAIN: Final = 1.0  # seconds
 
 # What another deployment may make good, as long as no word has gone out.
 _MENDABLE: Final = frozenset({UPSTREAM_ERROR.code, UPSTREAM_INTERRUPTED.code, RATE_LIMITED.code})
@@ -61,7 +64,7 @@ class Stream:
         self._parameters = parameters
         self._format = form
         self._settings = settings
-        self._record = Record(call.request_id, call.invocation_id, "chat", route.model)
+        self._record = Record(call.request_id, call.invocation_id, route.model)
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._deadline = self._began + settings.stream_deadline
@@ -142,7 +145,7 @@ class Stream:
         finally:
             self._let_go()
             self._record.duration = self._loop.time() - self._began
-            self._record.report()
+            report(self._record)
 
     async def _relay(self) -> Done | Failed:
         """One pass over the deployments, until one has an answer. All words are written, the terminal event is not."""
@@ -169,8 +172,12 @@ class Stream:
 
     async def _open(self, backend: Backend) -> Answer | Refusal:
         self._waiting = True
+        patience = self._settings.failover_after if self._route.more() else None
         try:
-            return await backend.open(self._parameters, self._call.request_id)
+            async with asyncio.timeout(patience):
+                return await backend.open(self._parameters, self._call.request_id)
+        except TimeoutError:
+            return Refusal(UPSTREAM_TIMEOUT, f"silent for {patience:g} s before its answer began", elsewhere=True)
         finally:
             self._waiting = False
             self._heard = self._loop.time()
@@ -253,9 +260,13 @@ class Stream:
         record, completion = self._record, self._completion
         record.response_model = completion.model
         record.finish_reason = completion.finish_reason
+        record.response_id = completion.id
         record.usage = completion.usage
         if completion.usage is None and completion.deltas:
-            record.output_tokens_estimated = completion.deltas
+            # A delta is about a token, and a token of a prompt about four bytes: what was paid for is not forgotten.
+            prompt = len(msgspec.json.encode(self._parameters.get("messages")))
+            record.usage = Usage(prompt // 4, completion.deltas)
+            record.usage_estimated = True
         if isinstance(terminal, Done):
             record.outcome, record.status = "completed", 200
         elif isinstance(terminal, Failed):
@@ -336,8 +347,10 @@ class Stream:
             if self._format.ping and now >= self._wrote + self._settings.ping_interval and self._sender.done():
                 self._pinging = self._loop.create_task(self._write_ping())
                 self._wrote = now
-        # What is due but can't be done now (the caller does not read) is looked at again in a while.
-        self._timer = self._loop.call_at(max(self._due(), now + min(1.0, self._settings.ping_interval)), self._tick)
+        due = self._due()
+        if due <= now:  # but can't be done now, because the caller does not read: look again in a while
+            due = now + _LOOK_AGAIN
+        self._timer = self._loop.call_at(due, self._tick)
 
     async def _watch_caller(self) -> None:
         await self._call.leaves()

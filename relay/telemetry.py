@@ -1,35 +1,41 @@
-"""The record of one stream: a line of JSON on stdout. Never a prompt, an answer, a key or a URL.
+"""The record of one stream, by OpenTelemetry's semantic conventions for generative AI: a span and metrics where an SDK
+is set up (the worker's Application Insights integration does that), otherwise one line of JSON on stdout.
 
-`logging` inside a response is dropped by the worker or filed under another request; a line on stdout that carries the
-invocation's id is not.
+Never a prompt, an answer, a key or a URL. `logging` is no way out of a stream: the worker drops what is logged inside a
+response, or files it under another request; the invocation's id is in the record instead.
 """
 
+import logging
 import sys
-from dataclasses import dataclass, field, fields
-from typing import Any
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from relay.completion import Usage
+
+# Whatever logs a line for each of its requests, its address in it.
+_TALKATIVE: Final = ("httpx2", "azure.core.pipeline.policies.http_logging_policy", "azure.identity")
 
 
 @dataclass(slots=True)
 class Record:
     """What one stream was, gathered while it lives. Times are in seconds since the request was read.
 
-    `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's; `refusals` are those of the deployments
-    that another one made good.
+    `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's and `reason` says more of it; `refusals`
+    are those of the deployments that another one made good.
     """
 
     request_id: str
     invocation_id: str
-    operation: str
     model: str
     outcome: str = "failed"
     status: int = 0
     code: str | None = None
     reason: str | None = None
     finish_reason: str | None = None
+    response_id: str | None = None
     response_model: str | None = None
     backend: str | None = None
     attempts: int = 0
@@ -39,28 +45,138 @@ class Record:
     largest_gap: float = 0.0
     duration: float = 0.0
     usage: Usage | None = None
-    output_tokens_estimated: int | None = None
+    usage_estimated: bool = False
     bytes_sent: int = 0
     pings: int = 0
 
-    def report(self) -> None:
-        """Put it on record."""
-        members: dict[str, Any] = {"event": "stream"}
-        for name in _NAMES:
-            value = getattr(self, name)
-            if isinstance(value, Usage):
-                members.update(value.members())
-            elif value is not None and value != []:
-                members[name] = round(value, 4) if isinstance(value, float) else value
-        _print(members)
+    def attributes(self) -> dict[str, Any]:
+        """The record by the conventions' names, and `relay.…` for what they have no name for; what is unknown is not
+        there.
+
+        Source: https://github.com/open-telemetry/semantic-conventions-genai (spans and metrics of a client).
+        """
+        usage = self.usage
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "azure.ai.openai",
+            "gen_ai.request.model": self.model,
+            "gen_ai.response.id": self.response_id,
+            "gen_ai.response.model": self.response_model,
+            "gen_ai.response.finish_reasons": [self.finish_reason] if self.finish_reason else None,
+            "gen_ai.response.time_to_first_chunk": self.time_to_first_token,
+            "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
+            "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
+            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens if usage else None,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens if usage else None,
+            "relay.usage_estimated": True if self.usage_estimated else None,
+            "error.type": self.code,
+            "relay.outcome": self.outcome,
+            "relay.reason": self.reason,
+            "relay.status": self.status,
+            "relay.backend": self.backend,
+            "relay.attempts": self.attempts,
+            "relay.refusals": self.refusals or None,
+            "relay.time_to_commit": self.time_to_commit,
+            "relay.largest_gap": self.largest_gap,
+            "relay.duration": self.duration,
+            "relay.bytes_sent": self.bytes_sent,
+            "relay.pings": self.pings,
+            "relay.request_id": self.request_id,
+            "relay.invocation_id": self.invocation_id,
+        }
+        return {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in attributes.items()
+            if value is not None
+        }
 
 
-_NAMES = tuple(entry.name for entry in fields(Record))
+class _Reporter(Protocol):
+    def report(self, record: Record) -> None: ...
+
+
+class _Lines:
+    """One line of JSON a stream, on stdout."""
+
+    def report(self, record: Record) -> None:
+        _print({"event": "stream", **record.attributes()})
+
+
+class _OpenTelemetry:
+    """A span and metrics a stream, through the SDK that is set up in this process."""
+
+    def __init__(self) -> None:
+        from opentelemetry import metrics, trace
+
+        self._trace = trace
+        self._tracer = trace.get_tracer("relay")
+        meter = metrics.get_meter("relay")
+        self._duration = meter.create_histogram("gen_ai.client.operation.duration", "s", "Duration of a stream")
+        self._first = meter.create_histogram(
+            "gen_ai.client.operation.time_to_first_chunk", "s", "Time to the first words of a stream"
+        )
+        self._tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}", "Tokens of a stream")
+
+    def report(self, record: Record) -> None:
+        attributes = record.attributes()
+        ended = time.time_ns()
+        # The context that the worker set for the invocation came along with the stream's task.
+        span = self._tracer.start_span(
+            f"chat {record.model}",
+            kind=self._trace.SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=ended - int(record.duration * 1e9),
+        )
+        if record.outcome == "failed":
+            span.set_status(self._trace.StatusCode.ERROR, record.code)
+        span.end(ended)
+        common: dict[str, Any] = {name: attributes[name] for name in _METRIC_ATTRIBUTES if name in attributes}
+        self._duration.record(record.duration, common)
+        if record.time_to_first_token is not None:
+            self._first.record(record.time_to_first_token, common)
+        if record.usage is not None:
+            self._tokens.record(record.usage.input_tokens, {**common, "gen_ai.token.type": "input"})
+            self._tokens.record(record.usage.output_tokens, {**common, "gen_ai.token.type": "output"})
+
+
+# Those of few values: a metric is kept per combination.
+_METRIC_ATTRIBUTES: Final = (
+    "gen_ai.operation.name",
+    "gen_ai.provider.name",
+    "gen_ai.request.model",
+    "gen_ai.response.model",
+    "error.type",
+    "relay.outcome",
+    "relay.backend",
+)
+
+_reporter: _Reporter | None = None
+
+
+def report(record: Record) -> None:
+    """Put a stream on record."""
+    global _reporter
+    if _reporter is None:
+        _reporter = _OpenTelemetry() if _sdk_is_set_up() else _Lines()
+    _reporter.report(record)
+
+
+def _sdk_is_set_up() -> bool:
+    """Whether a span that is started now goes somewhere. The API alone, without an SDK, drops it without a word."""
+    trace = sys.modules.get("opentelemetry.trace")
+    sdk = sys.modules.get("opentelemetry.sdk.trace")
+    return trace is not None and sdk is not None and isinstance(trace.get_tracer_provider(), sdk.TracerProvider)
 
 
 def complain(setting: str, message: str) -> None:
     """Put a wrong setting on record, with its mend."""
     _print({"event": "not_configured", "setting": setting, "message": message})
+
+
+def hush() -> None:
+    """Let the libraries below keep their line per request to themselves: each is paid for and has an address in it."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _print(members: dict[str, Any]) -> None:

@@ -1,0 +1,181 @@
+"""Whether the app can do its work: for each deployment the token, the role, the deployment, an answer; and the mend."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from relay.backends import Backend, Backends
+from relay.problems import (
+    MODEL_NOT_FOUND,
+    NOT_CONFIGURED,
+    RATE_LIMITED,
+    UPSTREAM_AUTH,
+    UPSTREAM_ERROR,
+    UPSTREAM_TIMEOUT,
+    Problem,
+)
+from relay.settings import Identity, Settings
+from relay.upstream import Answer, Refusal
+
+_KEPT: Final = 10.0  # seconds that a finding is kept: a probe every second costs no more than one in ten
+_LONGEST: Final = 15.0  # seconds that one deployment is given to answer
+
+# A conversation without a message: the model service checks the token, the role and the deployment, and refuses it
+# before a token is generated.
+_NOTHING: Final[dict[str, Any]] = {"messages": [], "max_completion_tokens": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one deployment does: what holds (`token`, `role`, `deployment`, `answers`; None: not known, because of what
+    is wrong before it), and what is wrong, with the mend."""
+
+    backend: str
+    model: str
+    token: bool | None
+    role: bool | None
+    deployment: bool | None
+    answers: bool | None
+    code: str | None = None
+    mend: str | None = None
+
+    def members(self) -> dict[str, Any]:
+        """As JSON members."""
+        members: dict[str, Any] = {
+            "backend": self.backend,
+            "model": self.model,
+            "ready": self.code is None,
+            "checks": {
+                "token": self.token,
+                "role": self.role,
+                "deployment": self.deployment,
+                "answers": self.answers,
+            },
+        }
+        if self.code is not None:
+            members |= {"code": self.code, "mend": self.mend}
+        return members
+
+
+class Readiness:
+    """What `GET /ready` answers. Asked often, it asks the model service rarely, and never twice at once."""
+
+    def __init__(self, backends: Backends) -> None:
+        self._backends = backends
+        self._asked_at = -_KEPT
+        self._asking: asyncio.Task[list[Finding]] | None = None
+        self._findings: list[Finding] = []
+
+    async def document(self) -> tuple[int, bytes]:
+        """The status, 200 when every model has a deployment that answers and otherwise 503, and the document."""
+        if time.monotonic() - self._asked_at >= _KEPT:
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask())
+            # Shielded: a prober that leaves takes nothing from the others.
+            await asyncio.shield(self._asking)
+        serving = {finding.model for finding in self._findings if finding.code is None}
+        ready = serving.issuperset(self._backends.models)
+        status = "ready" if all(finding.code is None for finding in self._findings) else "degraded"
+        return (200 if ready else 503), msgspec.json.encode(
+            {
+                "status": status if ready else "not_ready",
+                "backends": [finding.members() for finding in self._findings],
+            }
+        )
+
+    async def _ask(self) -> list[Finding]:
+        try:
+            self._findings = await asyncio.gather(*(self._try(backend) for backend in self._backends.all()))
+            self._asked_at = time.monotonic()
+        finally:
+            self._asking = None
+        return self._findings
+
+    async def _try(self, backend: Backend) -> Finding:
+        try:
+            async with asyncio.timeout(_LONGEST):
+                opened = await backend.open(_NOTHING, "ready")
+        except TimeoutError:
+            opened = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_LONGEST:g} s")
+        if isinstance(opened, Answer):
+            opened.close()  # a server that finds nothing wrong with an empty conversation
+            return self._finding(backend)
+        if opened.status in (400, 422):
+            return self._finding(backend)  # refused for its emptiness, and for nothing before that
+        return self._finding(backend, opened)
+
+    def _finding(self, backend: Backend, refusal: Refusal | None = None) -> Finding:
+        name, model = backend.settings.name, backend.settings.model
+        if refusal is None:
+            return Finding(name, model, token=True, role=True, deployment=True, answers=True)
+        problem, status = refusal.problem, refusal.status
+        code, mend = problem.code, _mend(problem, refusal, backend, self._backends.settings)
+        if code == UPSTREAM_AUTH.code and status is None:
+            return Finding(name, model, False, None, None, None, code, mend)
+        if code == UPSTREAM_AUTH.code:
+            return Finding(name, model, True, False, None, None, code, mend)
+        if code in (MODEL_NOT_FOUND.code, NOT_CONFIGURED.code):
+            return Finding(name, model, True, True, False, None, code, mend)
+        if status is None:
+            # Nothing came back, so nothing is known but that a token, where one is needed, was there.
+            return Finding(name, model, True, None, None, False, code, mend)
+        return Finding(name, model, True, True, True, False, code, mend)
+
+
+def _mend(problem: Problem, refusal: Refusal, backend: Backend, settings: Settings) -> str:
+    deployment, identity = backend.settings.deployment, settings.identity
+    match problem.code:
+        case UPSTREAM_AUTH.code if refusal.status is None:
+            return _sign_in(identity)
+        case UPSTREAM_AUTH.code if identity is None:
+            return (
+                "The model service refuses the key. Check the app setting AZURE_OPENAI_API_KEY, or remove it and let "
+                "the app sign in with its identity."
+            )
+        case UPSTREAM_AUTH.code:
+            whom = "your own account"
+            if identity is not None and identity.kind == "managed":
+                whom = f"the managed identity {identity.client_id or 'of the Function App'}"
+            return (
+                f'Give {whom} the role "Cognitive Services OpenAI User" on the Azure OpenAI account of this backend '
+                "(terraform apply does); it takes some minutes to become effective. If it has the role, the account's "
+                "network rules keep the app out: see the landing zone variables."
+            )
+        case MODEL_NOT_FOUND.code:
+            return (
+                f"The account has no deployment {deployment}. Name one that it has in the app setting "
+                "AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS, or create it: Terraform variable "
+                "open_ai_instances[].models. A new deployment takes some minutes to appear."
+            )
+        case NOT_CONFIGURED.code:
+            return (
+                "There is no chat completions endpoint at this address: check AZURE_OPENAI_ENDPOINT or "
+                "AZURE_OPENAI_BACKENDS; it must be an Azure OpenAI account's address or end in /v1."
+            )
+        case RATE_LIMITED.code:
+            return (
+                "The deployment is at its limit. Wait, raise its capacity (Terraform: open_ai_instances[].models[]"
+                ".capacity, in thousands of tokens a minute), or add a deployment of the model on another account."
+            )
+        case UPSTREAM_ERROR.code if refusal.status is None:
+            return (
+                "The model service can't be reached: check the address in AZURE_OPENAI_ENDPOINT or "
+                "AZURE_OPENAI_BACKENDS, that it is running, and that the network and its DNS lead to it."
+            )
+        case UPSTREAM_TIMEOUT.code:
+            return "The model service does not answer in time: check that the network leads to it, then its status."
+        case _:
+            return "The model service fails. If this lasts, look at Azure's service health for the account's region."
+
+
+def _sign_in(identity: Identity | None) -> str:
+    if identity is not None and identity.kind == "managed":
+        client = identity.client_id or "(not set: the system-assigned one)"
+        return (
+            "The managed identity gives no token: check that it is assigned to the Function App and that the app "
+            f"setting AZURE_CLIENT_ID, now {client}, is its client id."
+        )
+    return "No developer sign-in was found: run `az login` (or `azd auth login`) in the account that has the role."
