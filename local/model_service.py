@@ -32,7 +32,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from aiohttp import web
@@ -262,11 +262,13 @@ class ModelService:
         self.answers[deployment] = answers.tokenize(text) if isinstance(text, str) else list(text)
 
     def reset(self) -> None:
-        """Forget the requests that ended, all faults and answers, and what was released."""
+        """Forget the requests that ended, all faults and answers, and what was released to no one."""
         self.requests[:] = [record for record in self.requests if record.ended == "open"]
         self.faults.clear()
         self.answers.clear()
-        self._gates.clear()
+        waiting = {record.deployment for record in self.requests}
+        for deployment in self._gates.keys() - waiting:
+            del self._gates[deployment]
         self.identity.calls.clear()
         self.identity.failure = None
 
@@ -318,7 +320,11 @@ class ModelService:
             return wire.deployment_not_found()
         planned = self.faults.get(deployment, self.faults.get(EVERY, deployment))
         if isinstance(planned, str) and (planned != deployment or deployment.startswith(faults.PREFIX)):
-            for injection in faults.parse(planned):
+            try:
+                injections = faults.parse(planned)
+            except ValueError:
+                return wire.deployment_not_found()
+            for injection in injections:
                 if injection.fault.refuse:
                     return injection.fault.refuse(injection.arguments)
         return None
@@ -359,11 +365,18 @@ class ModelService:
             for injection in injections:
                 if refused is None and injection.fault.refuse:
                     refused = injection.fault.refuse(injection.arguments)
+            choices: list[Choice] = []
+            if refused is None:
+                try:
+                    choices = self._choices(record, injections)
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
+                    # All that can be wrong here is a JSON schema: one that contradicts or contains itself.
+                    refused = wire.invalid("invalid_json_schema", "Invalid schema.", "response_format")
             if refused:
                 record.status = refused.status
                 record.end("fault")
                 return _refuse(refused)
-            response = await self._answer(request, record, injections)
+            response = await self._answer(request, record, choices, injections)
             record.end("fault" if any(injection.fault.breaks for injection in injections) else "complete")
             return response
         except asyncio.CancelledError:
@@ -401,13 +414,13 @@ class ModelService:
         return faults.parse(name) if name else ()
 
     async def _answer(
-        self, request: web.Request, record: Record, injections: Sequence[faults.Injection]
+        self, request: web.Request, record: Record, choices: Sequence[Choice], injections: Sequence[faults.Injection]
     ) -> web.StreamResponse:
         body = record.body
         streams = body.get("stream") is True
         unpaced = any(injection.fault.unpaced for injection in injections)
         pause = 1 / self.tokens_per_second if self.tokens_per_second and not unpaced else 0.0
-        reply = self._reply(body, self._choices(record, injections), streams=streams)
+        reply = self._reply(body, choices, streams=streams)
         writing = _Writing(request, record, self._changed, pause=pause, batch=1 if pause else self.tokens_per_write)
         writing.first = self.time_to_first_token
         if record.deployment.startswith(BY_HAND):
@@ -658,6 +671,59 @@ _HEADERS_KEPT = (
 )
 
 
+class _Function(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(msgspec.Struct):
+    type: str
+    function: _Function | None = None
+
+
+class _JSONSchema(msgspec.Struct):
+    name: str
+    schema: dict[str, Any]
+
+
+class _ResponseFormat(msgspec.Struct):
+    type: str
+    json_schema: _JSONSchema | None = None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+type _Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Asked(msgspec.Struct):
+    """The types of what this service makes use of; the rest of a request is not looked at."""
+
+    model: str
+    messages: list[_Message]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
+    max_completion_tokens: _Count | None = None
+    max_tokens: _Count | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: _ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+
+
 def _misunderstood(body: object) -> Refusal | None:
     """The refusal of a body that is none, in the order in which the service finds fault."""
     if not isinstance(body, dict):
@@ -665,13 +731,13 @@ def _misunderstood(body: object) -> Refusal | None:
     for name in ("model", "messages"):
         if not body.get(name):
             return wire.invalid("missing_required_parameter", f"Missing required parameter: '{name}'.", name)
-    model, messages = body["model"], body["messages"]
-    if not isinstance(model, str):
-        return wire.invalid("invalid_type", "Invalid type for 'model': expected a string.", "model")
+    try:
+        model = msgspec.convert(body, _Asked).model
+    except msgspec.ValidationError as problem:
+        where = re.search(r"`\$\.(\w+)", str(problem))
+        return wire.invalid("invalid_type", f"Invalid request: {problem}.", where[1] if where else None)
     if "missing" in model:
         return wire.deployment_not_found()
-    if not isinstance(messages, list) or not all(isinstance(one, dict) and "role" in one for one in messages):
-        return wire.invalid("invalid_type", "Invalid type for 'messages': expected an array of messages.", "messages")
     if _reasons(model):
         if body.get("max_tokens") is not None:
             return wire.invalid(
@@ -734,7 +800,7 @@ def _call(body: Document) -> wire.Call | None:
     tools, choice = body.get("tools"), body.get("tool_choice")
     if not tools or choice == "none" or body["messages"][-1]["role"] != "user":
         return None
-    functions = [tool["function"] for tool in tools if tool.get("type") == "function"]
+    functions = [tool["function"] for tool in tools if tool["type"] == "function"]
     if isinstance(choice, dict):
         functions = [one for one in functions if one["name"] == choice.get("function", {}).get("name")]
     if not functions:
