@@ -20,9 +20,11 @@ test: $(VENV)/.for-tests ## unit and end-to-end tests; ARGS="-k health" for some
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.for-tests ## ruff and mypy
-	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m mypy
+	@failed=0; \
+	$(PYTHON) -m ruff check . || failed=1; \
+	$(PYTHON) -m ruff format --check . || failed=1; \
+	$(PYTHON) -m mypy || failed=1; \
+	exit $$failed
 
 format: $(VENV)/.for-tests ## let ruff format and mend what it can
 	@$(PYTHON) -m ruff format .
