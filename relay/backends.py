@@ -4,17 +4,26 @@ One request makes one pass over the deployments of its model: by priority, then 
 asked to be left alone is left alone for that long; one that failed without saying so is tried last for a moment.
 """
 
+from __future__ import annotations
+
+import asyncio
+import importlib
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Self
-
-import aiohttp
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from relay import telemetry
+from relay.answer import Answer, Refusal
 from relay.problems import MODEL_NOT_FOUND, NOT_CONFIGURED, RATE_LIMITED, FieldError, Problem
 from relay.settings import BackendSettings, Settings, SettingsError
-from relay.upstream import Answer, EntraToken, Refusal, Upstream, connect
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from relay.upstream import EntraToken, Upstream
 
 _DOUBT: Final = 2.0  # seconds for which a deployment that just failed is tried last
 
@@ -25,17 +34,18 @@ _NO_KEY: Final = "none"
 class Backend:
     """One deployment, and what is known of how it does. `load` is the number of its answers now open."""
 
-    def __init__(self, settings: BackendSettings, upstream: Upstream) -> None:
+    def __init__(self, settings: BackendSettings, connect: Callable[[str], Awaitable[Upstream]]) -> None:
         self.settings = settings
         self.load = 0
-        self._upstream = upstream
+        self._connect = connect
         self._rests_until = 0.0
         self._doubtful_until = 0.0
         self._refusal: Refusal | None = None
 
     async def open(self, parameters: dict[str, Any], request_id: str) -> Answer | Refusal:
         """Ask this deployment."""
-        return await self._upstream.open({**parameters, "model": self.settings.deployment}, request_id)
+        upstream = await self._connect(self.settings.endpoint)
+        return await upstream.open({**parameters, "model": self.settings.deployment}, request_id)
 
     def refused(self, refusal: Refusal) -> None:
         """Remember a refusal that another deployment may make good."""
@@ -118,13 +128,21 @@ class Route:
 
 
 class Backends:
-    """All deployments of the settings. Connections are made with the first request, on the loop that serves it."""
+    """All deployments of the settings. Connections are made with the first request, on the loop that serves it.
+
+    The HTTP libraries take longer to import than all the rest of the app: a thread does it while the worker starts, so
+    that neither the app's start nor the loop waits for them.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._upstreams: dict[str, Upstream] = {}
         self._session: aiohttp.ClientSession | None = None
         self._token: EntraToken | None = None
         self._backends: dict[str, list[Backend]] = {}
+        for entry in settings.backends:
+            self._backends.setdefault(entry.model, []).append(Backend(entry, self._upstream))
+        threading.Thread(target=_import_upstream, name="import relay.upstream", daemon=True).start()
 
     @classmethod
     def configured(cls, environ: Mapping[str, str]) -> Self | Problem:
@@ -143,34 +161,40 @@ class Backends:
 
     def all(self) -> list[Backend]:
         """Every deployment, in the settings' order of models."""
-        self._connect()
         return [backend for backends in self._backends.values() for backend in backends]
 
     def route(self, model: str | None) -> Route | Problem:
         """The pass over the deployments of `model` (None: the default one)."""
-        self._connect()
         model = model or self.models[0]
         backends = self._backends.get(model)
         return Route(model, list(backends)) if backends else MODEL_NOT_FOUND
 
-    def _connect(self) -> None:
-        if self._backends:
-            return
-        self._session = connect(self.settings)
+    async def _upstream(self, endpoint: str) -> Upstream:
+        if not self._upstreams:
+            upstream = await asyncio.to_thread(_import_upstream)
+            if not self._upstreams:  # another request may have come first
+                self._connect(upstream)
+        return self._upstreams[endpoint]
+
+    def _connect(self, upstream: ModuleType) -> None:
+        self._session = upstream.connect(self.settings)
         credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or _NO_KEY
         if self.settings.identity is not None:
-            credential = self._token = EntraToken(self.settings.identity)
-        upstreams: dict[str, Upstream] = {}
-        for settings in self.settings.backends:
-            upstream = upstreams.get(settings.endpoint)
-            if upstream is None:
-                upstream = upstreams[settings.endpoint] = Upstream(settings.endpoint, credential, self._session)
-            self._backends.setdefault(settings.model, []).append(Backend(settings, upstream))
+            credential = self._token = upstream.EntraToken(self.settings.identity)
+        self._upstreams = {
+            endpoint: upstream.Upstream(endpoint, credential, self._session)
+            for endpoint in dict.fromkeys(entry.endpoint for entry in self.settings.backends)
+        }
 
     async def close(self) -> None:
         """Let go of every connection."""
-        self._backends.clear()
+        self._upstreams.clear()
         if self._token is not None:
             await self._token.close()
         if self._session is not None:
             await self._session.close()
+
+
+def _import_upstream() -> ModuleType:
+    """The module, imported by whoever comes first; who comes second waits for the first (importlib's lock)."""
+    return importlib.import_module("relay.upstream")

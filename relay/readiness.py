@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from relay.answer import Refusal
 from relay.backends import Backend, Backends
 from relay.problems import (
     MODEL_NOT_FOUND,
@@ -18,7 +19,6 @@ from relay.problems import (
     Problem,
 )
 from relay.settings import Identity, Settings
-from relay.upstream import Answer, Refusal
 
 _KEPT: Final = 10.0  # seconds that a finding is kept: a probe every second costs no more than one in ten
 _LONGEST: Final = 15.0  # seconds that one deployment is given to answer
@@ -100,7 +100,7 @@ class Readiness:
                 opened = await backend.open(_NOTHING, "ready")
         except TimeoutError:
             opened = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_LONGEST:g} s")
-        if isinstance(opened, Answer):
+        if not isinstance(opened, Refusal):
             opened.close()  # a server that finds nothing wrong with an empty conversation
             return self._finding(backend)
         if opened.status in (400, 422):

@@ -16,6 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from relay.answer import Answer, Refusal
 from relay.backends import Backend, Route
 from relay.caller import CALLER_LEFT, Call
 from relay.completion import Done, Failed, Reading, Text, Usage
@@ -30,7 +31,6 @@ from relay.problems import (
 )
 from relay.settings import Settings
 from relay.telemetry import Record, report
-from relay.upstream import BROKEN, Answer, Refusal
 
 _LAST_WORD: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
 
@@ -153,7 +153,7 @@ class Stream:
             self._record.backend = backend.settings.name
             self._record.attempts = self._route.attempts
             opened = await self._open(backend)
-            if isinstance(opened, Answer):
+            if not isinstance(opened, Refusal):
                 self._answer = opened
                 terminal = await self._read(opened)
                 if self._spoken or not isinstance(terminal, Failed) or terminal.problem.code not in _MENDABLE:
@@ -192,7 +192,7 @@ class Stream:
             self._waiting = True
             try:
                 chunk = await read()
-            except BROKEN as error:
+            except answer.broken as error:
                 return completion.cut(f"the model service's answer broke off ({type(error).__name__})")
             finally:
                 self._waiting = False

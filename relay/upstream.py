@@ -11,9 +11,9 @@ import math
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import aiohttp
 import httpx2
@@ -21,6 +21,7 @@ import msgspec
 import openai
 import yarl
 
+from relay.answer import Answer, Refusal
 from relay.completion import filter_results, filtered_categories, printable
 from relay.problems import (
     CONTENT_FILTER,
@@ -45,32 +46,15 @@ _RENEW_AGAIN: Final = 30  # seconds after which a renewal that failed is tried a
 _END_OF_BODY: Final = 0.5  # seconds between an answer's last event and the end of its body
 _HANDED_OVER: Final = "relay.response"
 
-# What of an upstream response's errors says that the connection broke, whichever way.
-BROKEN: Final = (aiohttp.ClientError, OSError, RuntimeError)
 
+class StreamedAnswer:
+    """An answer that has begun: aiohttp's response, read past every layer that is not needed (see `relay.answer`)."""
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The model service gave no answer.
-
-    `elsewhere`: another deployment may still give one. `retry_after`: seconds that this one asked to be left alone,
-    bounded. `reason` is for the log, never for a caller.
-    """
-
-    problem: Problem
-    reason: str
-    elsewhere: bool = False
-    retry_after: float | None = None
-    status: int | None = None
-
-
-class Answer:
-    """An answer that has begun, as bytes. Whoever got it must close it."""
+    broken: Final = (aiohttp.ClientError, OSError, RuntimeError)
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.read = response.content.readany
-        """All bytes that have arrived; waits for some; empty at the end. Raises one of `BROKEN` when cut."""
 
     @property
     def media_type(self) -> str:
@@ -87,18 +71,10 @@ class Answer:
             async with asyncio.timeout(_END_OF_BODY):
                 while not self._response.content.at_eof():
                     await self.read()
-        except (TimeoutError, *BROKEN):
+        except (TimeoutError, *self.broken):
             self._response.close()
         else:
             self._response.release()
-
-
-class TokenSource(Protocol):
-    """What proves who this app is: an Entra token, or a key."""
-
-    async def __call__(self) -> str:
-        """The credential to send now. Raises `SignInError`."""
-        ...
 
 
 class SignInError(Exception):
@@ -219,7 +195,7 @@ class Upstream:
             return Refusal(UPSTREAM_ERROR, f"no connection to the model service ({cause})", elsewhere=True)
         except SignInError as error:
             return Refusal(UPSTREAM_AUTH, str(error), elsewhere=True)
-        return Answer(response.extensions[_HANDED_OVER])
+        return StreamedAnswer(response.extensions[_HANDED_OVER])
 
 
 def connect(settings: Settings) -> aiohttp.ClientSession:
@@ -296,7 +272,7 @@ class _ErrorBody(httpx2.AsyncByteStream):
             while size < _LONGEST_ERROR_BODY and (chunk := await self._response.content.readany()):
                 size += len(chunk)
                 yield chunk
-        except BROKEN as error:
+        except StreamedAnswer.broken as error:
             raise httpx2.ReadError("the error's body broke off") from error
 
     async def aclose(self) -> None:
