@@ -4,6 +4,7 @@ locals {
   # What relay/settings.py reads and an operator may change; a test holds the two together.
   relay_setting_names = [
     "COMMIT_WAIT_SECONDS",
+    "FAILOVER_AFTER_SECONDS",
     "MAX_BODY_BYTES",
     "MAX_OUTPUT_TOKENS",
     "PING_INTERVAL_SECONDS",

@@ -20,12 +20,13 @@ locals {
   package_excluded_folders = [for rule in local.package_excluded : "/${rule}" if endswith(rule, "/")]
   package_excluded_ends    = [for rule in local.package_excluded : trimprefix(rule, "*") if startswith(rule, "*.")]
 
-  package_files = sort([
-    for name in distinct(flatten([for pattern in local.package_included : tolist(fileset(local.package_root, pattern))])) : name
-    if !anytrue([for folder in local.package_excluded_folders : strcontains("/${name}", folder)])
-    && !anytrue([for end in local.package_excluded_ends : endswith(name, end)])
+  package_candidates = distinct(flatten([for pattern in local.package_included : tolist(fileset(local.package_root, pattern))]))
+  package_left_out = toset([
+    for name in local.package_candidates : name
+    if anytrue(concat([for folder in local.package_excluded_folders : strcontains("/${name}", folder)], [for end in local.package_excluded_ends : endswith(name, end)]))
   ])
+  package_files = sort(setsubtract(local.package_candidates, local.package_left_out))
 
   # Contents, not times: the same files on another machine are the same code.
-  package_hash = sha256(join("", [for name in local.package_files : "${filesha256("${local.package_root}/${name}")}  ${name}\n"]))
+  package_hash = sha256(join("", [for name in local.package_files : format("%s  %s\n", filesha256("${local.package_root}/${name}"), name)]))
 }

@@ -26,7 +26,9 @@ from pathlib import Path
 KEYLESS_CONNECTION_STRINGS = ("AzureWebJobsStorage", "DEPLOYMENT_STORAGE_CONNECTION_STRING")
 
 # The same rules as infra/package.tf, which explains them.
-_RULE = re.compile(r"\*|\*\.[a-zA-Z0-9]+|[a-zA-Z0-9_.-]+/|!([a-zA-Z0-9_.-]+/)*([a-zA-Z0-9_.-]+/?|\*\*)")
+_RULE = re.compile(
+    r"\*|\*\.[a-zA-Z0-9]+|[a-zA-Z0-9_.-]+/|!([a-zA-Z0-9_][a-zA-Z0-9_.-]*/)*([a-zA-Z0-9_][a-zA-Z0-9_.-]*/?|\*\*)"
+)
 
 
 class PublishError(Exception):
@@ -50,9 +52,11 @@ class PackageRules:
                 raise PublishError(
                     f".funcignore: {rule!r} is none of the kinds of rule that infra/package.tf explains."
                 )
-        if "*" not in rules:
+        # By git's rules the last one that fits a file decides, so that the order must be this.
+        order = [0 if rule == "*" else 1 if rule.startswith("!") else 2 for rule in rules]
+        if 0 not in order or order != sorted(order):
             raise PublishError(
-                ".funcignore must leave everything out with the rule '*' first, and then name what goes in."
+                ".funcignore must leave everything out with '*', then name what goes in, then what not of it."
             )
         return cls(
             included=tuple(rule[1:] for rule in rules if rule.startswith("!") and not rule.endswith("/")),

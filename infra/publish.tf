@@ -33,7 +33,7 @@ resource "terraform_data" "publish" {
     replace_triggered_by = [azurerm_function_app_flex_consumption.app]
 
     precondition {
-      condition     = contains(local.package_rules, "*") && alltrue([for rule in local.package_rules : can(regex("^(\\*|\\*\\.[a-zA-Z0-9]+|[a-zA-Z0-9_.-]+/|!([a-zA-Z0-9_.-]+/)*([a-zA-Z0-9_.-]+/?|\\*\\*))$", rule))])
+      condition     = contains(local.package_rules, "*") && alltrue([for rule in local.package_rules : can(regex("^(\\*|\\*\\.[a-zA-Z0-9]+|[a-zA-Z0-9_.-]+/|!([a-zA-Z0-9_][a-zA-Z0-9_.-]*/)*([a-zA-Z0-9_][a-zA-Z0-9_.-]*/?|\\*\\*))$", rule))])
       error_message = ".funcignore holds a rule that is not one of the four kinds that package.tf explains; rewrite it."
     }
   }

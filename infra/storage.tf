@@ -6,6 +6,7 @@ resource "azurerm_storage_account" "app" {
   # checkov:skip=CKV_AZURE_35:As above: a deny rule breaks publishing.
   # checkov:skip=CKV_AZURE_33:The queue service is not used.
   # checkov:skip=CKV2_AZURE_33:As for CKV_AZURE_59: publishing reaches it from Azure's deployment service.
+  # checkov:skip=CKV_AZURE_43:The name is made in names.tf, which checkov can't compute; a test holds it to the rule.
   # checkov:skip=CKV2_AZURE_1:Microsoft's keys encrypt at rest; nothing of a customer is stored.
   name                = local.names.storage_account
   resource_group_name = local.resource_group_name
@@ -42,6 +43,7 @@ resource "azurerm_storage_account" "app" {
 }
 
 resource "azurerm_storage_container" "code" {
+  # checkov:skip=CKV2_AZURE_21:Reads are the host's own heartbeat, and logging them would be most of the bill; deletions are logged.
   name                  = "code"
   storage_account_id    = azurerm_storage_account.app.id
   container_access_type = "private"

@@ -1,0 +1,6 @@
+# Development: small, and nothing kept warm.
+#   terraform apply -var-file env/dev.tfvars
+
+environment            = "dev"
+maximum_instance_count = 40
+daily_log_cap_in_gb    = 0.5
