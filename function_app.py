@@ -39,6 +39,8 @@ async def answer(call: Call, read: Callable[[bytes], prompt.Prompt | chat.Chat |
     if isinstance(backends, Problem):
         return call.refuse(backends)
     body = await call.body(backends.settings.max_body_bytes)
+    if body is None:
+        return call.nobody()
     if isinstance(body, Problem):
         return call.refuse(body)
     asked = read(body)

@@ -34,6 +34,10 @@ class Answer(Protocol):
         """
         ...
 
+    def rest(self) -> bytes:
+        """After `read` has raised: all bytes that had arrived before the connection broke."""
+        ...
+
     @property
     def broken(self) -> tuple[type[Exception], ...]:
         """What `read` raises."""

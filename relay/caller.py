@@ -30,10 +30,12 @@ class Call:
         given = request.headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         self.invocation_id = request.headers.get("x-ms-invocation-id", "")
-        self.left = False
 
-    async def body(self, limit: int) -> bytes | Problem:
-        """The body of a JSON request, read to its end before anything is answered; `limit` in bytes."""
+    async def body(self, limit: int) -> bytes | Problem | None:
+        """The body of a JSON request, read to its end before anything is answered; `limit` in bytes.
+
+        None: the caller left before its end.
+        """
         media_type = self.request.headers.get("content-type", "").partition(";")[0].strip()
         if media_type and not _JSON_TYPE.fullmatch(media_type):
             return UNSUPPORTED_MEDIA_TYPE
@@ -50,7 +52,7 @@ class Call:
                 if len(body) > limit:
                     return too_large
         except ClientDisconnect:
-            self.left = True
+            return None
         return bytes(body)
 
     async def leaves(self) -> None:

@@ -189,22 +189,25 @@ class Stream:
             return Failed(UPSTREAM_ERROR, f"the model service's answer is not {completion.media_type}")
         read, understand, write = answer.read, completion.read, self._format.text
         while True:
+            broken: Exception | None = None
             self._waiting = True
             try:
                 chunk = await read()
             except answer.broken as error:
-                return completion.cut(f"the model service's answer broke off ({type(error).__name__})")
+                chunk, broken = answer.rest(), error
             finally:
                 self._waiting = False
             self._heard = self._loop.time()
-            if not chunk:
-                return completion.end()
-            for event in understand(chunk):
-                if isinstance(event, Text):
+            if chunk:
+                for event in understand(chunk):
+                    if not isinstance(event, Text):
+                        return event
                     self._pending += write(event)
                     self._note_words()
-                else:
-                    return event
+            if broken is not None:
+                return completion.cut(f"the model service's answer broke off ({type(broken).__name__})")
+            if not chunk:
+                return completion.end()
             if self._pending:
                 content, self._pending = self._pending, b""
                 await self._write(content)

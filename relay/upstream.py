@@ -56,6 +56,12 @@ class StreamedAnswer:
         self._response = response
         self.read = response.content.readany
 
+    def rest(self) -> bytes:
+        """What had arrived when the connection broke. aiohttp's reader raises before it gives that away."""
+        content = self._response.content
+        content.set_exception(None)  # type: ignore[arg-type]
+        return content.read_nowait()
+
     @property
     def media_type(self) -> str:
         """The answer's media type, without parameters."""
