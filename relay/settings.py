@@ -189,7 +189,7 @@ class _Reading:
         if not deployments:
             self.complain(setting, f"set it to the name of a model deployment, {example}")
         elif not all(map(_NAME.fullmatch, deployments)):
-            self.complain(setting, f"must be names of letters, digits and . _ : / -, {example}")
+            self.complain(setting, f"must be names without spaces and quotation marks, {example}")
         if endpoint is None:
             return ()
         return tuple(BackendSettings(name, endpoint, name, name) for name in dict.fromkeys(deployments))
@@ -214,7 +214,9 @@ class _Reading:
             model = (entry.model or "").strip() or deployment
             for member, name in (("deployment", deployment), ("model", model)):
                 if not _NAME.fullmatch(name):
-                    self.complain(f"{setting}[{position}].{member}", "must be a name of letters, digits and . _ : / -.")
+                    self.complain(
+                        f"{setting}[{position}].{member}", "must be a name without spaces, commas and quotation marks."
+                    )
             if not 0 <= entry.priority <= 1000:
                 self.complain(f"{setting}[{position}].priority", "must be from 0 to 1000; the lowest is tried first.")
             if endpoint is None:
@@ -222,7 +224,9 @@ class _Reading:
             host = urlsplit(endpoint).hostname or ""
             name = (entry.name or "").strip() or f"{host.split('.')[0]}/{deployment}"
             if not _NAME.fullmatch(name):
-                self.complain(f"{setting}[{position}].name", "must be a name of letters, digits and . _ : / -.")
+                self.complain(
+                    f"{setting}[{position}].name", "must be a name without spaces, commas and quotation marks."
+                )
             if name in names:
                 self.complain(f"{setting}[{position}].name", "is there twice; give each backend a name of its own.")
             names.add(name)
@@ -285,7 +289,7 @@ class _Reading:
 
 # What fits in a header, a URL and a JSON string alike.
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
+_NAME: Final = re.compile(r"[^\x00-\x20\x22,\x5c\x7f-\U0010ffff]{1,256}")
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
 _HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\.?$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?\.?")
 
