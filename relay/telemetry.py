@@ -15,8 +15,14 @@ import msgspec
 
 from relay.completion import Usage
 
-# Whatever logs a line for each of its requests, its address in it.
-_TALKATIVE: Final = ("httpx2", "azure.core.pipeline.policies.http_logging_policy", "azure.identity")
+# Whatever logs a line for each of its requests, its address in it. The exporter of Application Insights does so for each
+# of its exports, and the line is exported in turn, for ever.
+_TALKATIVE: Final = (
+    "httpx2",
+    "azure.core.pipeline.policies.http_logging_policy",
+    "azure.identity",
+    "azure.monitor.opentelemetry",
+)
 
 
 @dataclass(slots=True)

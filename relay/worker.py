@@ -1,13 +1,16 @@
 """What must be mended in the official worker's library, each with its reason.
 
-Seen with azure-functions-runtime 1.3.0 and uvicorn 0.54. Every mend looks before it touches: where the library has
+Seen with azure-functions-runtime 1.3.0, azurefunctions-extensions-http-fastapi 1.0.1, fastapi 0.165 and uvicorn 0.54. Every mend looks before it touches: where the library has
 changed, it does nothing. `tests/test_worker.py` fails on the day that a mend is no longer needed, so that it can go.
 """
 
+import functools
+import inspect
 import sys
 from typing import Any, Final
 
 import uvicorn.config
+from fastapi.applications import FastAPI
 
 _COORDINATOR: Final = "azure_functions_runtime.http_v2"
 
@@ -15,6 +18,7 @@ _COORDINATOR: Final = "azure_functions_runtime.http_v2"
 def mend() -> None:
     """Mend the worker that hosts this process, if one does. Once, before its web server starts."""
     quiet_access_log()
+    trace_no_requests()
     forget_finished_requests()
 
 
@@ -25,6 +29,19 @@ def quiet_access_log() -> None:
     """
     logger: dict[str, Any] = uvicorn.config.LOGGING_CONFIG["loggers"].get("uvicorn.access", {})
     logger["level"] = "WARNING"
+
+
+def trace_no_requests() -> None:
+    """No telemetry of the web framework's own.
+
+    A span of it holds the request's whole URL, the function key in its query included, and there is one for each write
+    to the caller. With the Application Insights integration on, two layers make them: that integration puts an
+    instrumented class in the place of FastAPI's before the app is imported, and FastAPI brings telemetry itself. So the
+    worker's web server gets the plain class, with all of it off. The host's request telemetry has no keys in it.
+    """
+    web: Any = sys.modules.get("azurefunctions.extensions.http.fastapi.web")
+    if hasattr(web, "FastAPI") and "telemetry" in inspect.signature(FastAPI).parameters:
+        web.FastAPI = functools.partial(FastAPI, telemetry={"tracing": False, "metrics": False, "logs": False})
 
 
 def forget_finished_requests() -> None:
