@@ -91,15 +91,17 @@ locals {
     output_tokens       = "gen_ai.usage.output_tokens"
     finish_reasons      = "gen_ai.response.finish_reasons"
     time_to_first_chunk = "gen_ai.response.time_to_first_chunk"
-    error               = "error.type"
-    outcome             = "relay.outcome"
-    status              = "relay.status"
-    backend             = "relay.backend"
-    attempts            = "relay.attempts"
-    time_to_commit      = "relay.time_to_commit"
-    duration            = "relay.duration"
-    largest_gap         = "relay.largest_gap"
-    request_id          = "relay.request_id"
+    # Azure Monitor's exporter drops error.type from a span; relay.code says the same.
+    code           = "relay.code"
+    error          = "error.type"
+    outcome        = "relay.outcome"
+    status         = "relay.status"
+    backend        = "relay.backend"
+    attempts       = "relay.attempts"
+    time_to_commit = "relay.time_to_commit"
+    duration       = "relay.duration"
+    largest_gap    = "relay.largest_gap"
+    request_id     = "relay.request_id"
   }
 
   streams_query = templatefile("${path.module}/queries/streams.kql", merge(local.telemetry_attributes, {
