@@ -355,7 +355,7 @@ class ModelService:
         auth, refused = self._authorize(request)
         record = self._record(request, body if isinstance(body, dict) else {}, auth, arrived)
         try:
-            refused = refused or _misunderstood(body)
+            refused = refused or _unaddressed(body)
             injections: tuple[faults.Injection, ...] = ()
             if refused is None:
                 try:
@@ -365,6 +365,8 @@ class ModelService:
             for injection in injections:
                 if refused is None and injection.fault.refuse:
                     refused = injection.fault.refuse(injection.arguments)
+            if refused is None and (refused := _misunderstood(body)):
+                await self._before_refusal(request, record, injections)
             choices: list[Choice] = []
             if refused is None:
                 try:
@@ -412,6 +414,17 @@ class ModelService:
                 break
         record.fault = name
         return faults.parse(name) if name else ()
+
+    async def _before_refusal(
+        self, request: web.Request, record: Record, injections: Sequence[faults.Injection]
+    ) -> None:
+        """What a fault does before the headers befalls a request as well that is refused for what it asks."""
+        steps: Iterator[Step] = iter((Headers(),))
+        reply = Reply(model=record.deployment, choices=(), prompt_tokens=0)
+        for injection in injections:
+            if injection.fault.steps:
+                steps = injection.fault.steps(steps, reply, injection.arguments)
+        await _Writing(request, record, self._changed, pause=0, batch=1).precede(steps)
 
     async def _answer(
         self, request: web.Request, record: Record, choices: Sequence[Choice], injections: Sequence[faults.Injection]
@@ -590,7 +603,7 @@ class _Writing:
                     await self._begin(reply)
                 case Pause(seconds=seconds):
                     await self._flush()
-                    await (asyncio.sleep(seconds) if seconds < math.inf else asyncio.get_running_loop().create_future())
+                    await _pause(seconds)
                     due += seconds
                 case Cut(reset=reset):
                     await self._flush()
@@ -603,6 +616,17 @@ class _Writing:
         assert self.response is not None
         await self.response.write_eof()
         return self.response
+
+    async def precede(self, steps: Iterator[Step]) -> None:
+        """Carry out the steps that come before the headers, and no more."""
+        for step in steps:
+            match step:
+                case Pause(seconds=seconds):
+                    await _pause(seconds)
+                case Cut(reset=reset):
+                    await self._cut(reset=reset)
+                case _:
+                    return
 
     async def _begin(self, reply: Reply) -> None:
         headers = {
@@ -656,6 +680,10 @@ class _Writing:
             else:
                 transport.close()
         await asyncio.get_running_loop().create_future()  # the end of the connection cancels this handler
+
+
+async def _pause(seconds: float) -> None:
+    await (asyncio.sleep(seconds) if seconds < math.inf else asyncio.get_running_loop().create_future())
 
 
 # ── What a request asks for ──────────────────────────────────────────────────────────────────────────────────────────
@@ -724,20 +752,27 @@ class _Asked(msgspec.Struct):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
 
 
-def _misunderstood(body: object) -> Refusal | None:
-    """The refusal of a body that is none, in the order in which the service finds fault."""
+def _unaddressed(body: object) -> Refusal | None:
+    """The refusal of a body that leads to no deployment: found before the deployment has its say, and any fault."""
     if not isinstance(body, dict):
         return wire.invalid(None, "We could not parse the JSON body of your request.")
-    for name in ("model", "messages"):
-        if not body.get(name):
-            return wire.invalid("missing_required_parameter", f"Missing required parameter: '{name}'.", name)
+    model = body.get("model")
+    if not model:
+        return wire.invalid("missing_required_parameter", "Missing required parameter: 'model'.", "model")
+    if not isinstance(model, str):
+        return wire.invalid("invalid_type", "Invalid type for 'model': expected a string.", "model")
+    return wire.deployment_not_found() if "missing" in model else None
+
+
+def _misunderstood(body: Document) -> Refusal | None:
+    """The refusal of a request that the deployment can't carry out, in the order in which it finds fault."""
+    if not body.get("messages"):
+        return wire.invalid("missing_required_parameter", "Missing required parameter: 'messages'.", "messages")
     try:
         model = msgspec.convert(body, _Asked).model
     except msgspec.ValidationError as problem:
         where = re.search(r"`\$\.(\w+)", str(problem))
         return wire.invalid("invalid_type", f"Invalid request: {problem}.", where[1] if where else None)
-    if "missing" in model:
-        return wire.deployment_not_found()
     if _reasons(model):
         if body.get("max_tokens") is not None:
             return wire.invalid(

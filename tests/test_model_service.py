@@ -239,6 +239,36 @@ async def test_what_it_refuses(
     assert service.requests[0].status == status
 
 
+@pytest.mark.parametrize(
+    ("deployment", "status", "code"),
+    [
+        ("gpt-5.4-mini", 400, "missing_required_parameter"),
+        ("a-missing-one", 404, "DeploymentNotFound"),
+        ("fault-429", 429, "RateLimitReached"),
+        ("fault-401-role", 401, "PermissionDenied"),
+        ("fault-stall-headers-0.2", 400, "missing_required_parameter"),
+        ("fault-stall-headers-0.2+429", 429, "RateLimitReached"),
+        ("fault-stall-midway-ever", 400, "missing_required_parameter"),
+    ],
+)
+async def test_the_deployment_has_its_say_before_the_messages(
+    service: ModelService, http: aiohttp.ClientSession, deployment: str, status: int, code: str
+) -> None:
+    began = time.monotonic()
+    body = {"model": deployment, "messages": []}
+    async with http.post(service.url + "chat/completions", json=body, headers=KEY) as response:
+        assert response.status == status
+        assert (await response.json())["error"]["code"] == code
+    assert time.monotonic() - began >= (0.2 if deployment.endswith("0.2") else 0)
+
+
+async def test_a_connection_is_cut_before_the_messages_are_read(
+    service: ModelService, http: aiohttp.ClientSession
+) -> None:
+    assert await until_broken(http, service, {"model": "fault-cut-headers", "messages": []}) == (b"", True)
+    await service.wait_for(lambda it: it.requests[0].ended == "fault")
+
+
 async def test_authentication(http: aiohttp.ClientSession) -> None:
     async with ModelService(tokens_per_second=0, api_key="right", accept_token="t0ken") as service:
 
