@@ -15,8 +15,8 @@ import msgspec
 
 from relay.completion import Usage
 
-# Whatever logs a line for each of its requests, its address in it. The exporter of Application Insights does so for each
-# of its exports, and the line is exported in turn, for ever.
+# Whatever logs a line for each of its requests, its address in it. The exporter of Application Insights does so for
+# each of its exports, and the line is exported in turn, for ever.
 _TALKATIVE: Final = (
     "httpx2",
     "azure.core.pipeline.policies.http_logging_policy",

@@ -1,7 +1,8 @@
 """What must be mended in the official worker's library, each with its reason.
 
-Seen with azure-functions-runtime 1.3.0, azurefunctions-extensions-http-fastapi 1.0.1, fastapi 0.165 and uvicorn 0.54. Every mend looks before it touches: where the library has
-changed, it does nothing. `tests/test_worker.py` fails on the day that a mend is no longer needed, so that it can go.
+Seen with azure-functions-runtime 1.3.0, azurefunctions-extensions-http-fastapi 1.0.1, fastapi 0.165 and uvicorn 0.54.
+Every mend looks before it touches: where the library has changed, it does nothing. `tests/test_worker.py` fails on the
+day that a mend is no longer needed, so that it can go.
 """
 
 import functools
