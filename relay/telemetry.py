@@ -76,6 +76,7 @@ class Record:
             "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens if usage else None,
             "relay.usage_estimated": True if self.usage_estimated else None,
             "error.type": self.code,
+            "relay.code": self.code,  # the same: Azure Monitor's exporter drops error.type from a span
             "relay.outcome": self.outcome,
             "relay.reason": self.reason,
             "relay.status": self.status,
