@@ -11,7 +11,7 @@ import pytest
 
 from local.model_service import BY_HAND, ModelService
 from tests.end_to_end.answers import SSE, ask
-from tests.end_to_end.hosting import HostedApp
+from tests.end_to_end.hosting import HostedApp, eventually
 
 SIZE = 60_000_000  # bytes of the answer; as events more
 BOUND = 20 * 1024 * 1024  # bytes of memory that it may cost
@@ -41,17 +41,19 @@ async def slow_reader(app: HostedApp, **more: object) -> tuple[asyncio.StreamRea
 
 
 async def test_memory_is_bounded_and_others_keep_their_pace(roomy_app: HostedApp, model_service: ModelService) -> None:
-    tokens = ["x" * 20_000] * (SIZE // 20_000)
+    tokens = ["z" * 20_000] * (SIZE // 20_000)
     model_service.answer(tokens, deployment="gpt-5.4-mini")
     model_service.answer([f"<{number}>" for number in range(10)], deployment=BY_HAND)
     model_service.tokens_per_write = 1
     async with roomy_app.client() as client:
         model_service.release(10)
-        await ask(client, SSE, model=BY_HAND)
+        assert (await ask(client, SSE, model=BY_HAND)).endings == 1
         before = resident(roomy_app)
         reader, writer = await slow_reader(roomy_app)
         try:
-            await model_service.wait_for(lambda service: service.requests[-1].tokens > 10)
+            await model_service.wait_for(
+                lambda service: len(service.requests) == 2 and service.requests[-1].tokens > 10
+            )
             await asyncio.sleep(1.5)  # longer than the silence timeout: it is the caller who is silent
             written = model_service.requests[-1].tokens
             assert written < len(tokens) / 2, "the model was not held back"
@@ -70,12 +72,17 @@ async def test_memory_is_bounded_and_others_keep_their_pace(roomy_app: HostedApp
             while b"event: done" not in tail:
                 chunk = await asyncio.wait_for(reader.read(1 << 20), 5)
                 assert chunk, "the stream was cut"
-                size += chunk.count(b"x")
+                size += chunk.count(b"z")
                 tail = tail[-200:] + chunk
             assert size == sum(len(token) for token in tokens)
             assert resident(roomy_app) - before < BOUND
         finally:
             writer.close()
+
+
+async def answered(client: httpx.AsyncClient) -> bool:
+    """Whether the app has all that the first request makes."""
+    return (await ask(client, SSE)).done is not None
 
 
 async def read_by_hand(response: httpx.Response, service: ModelService, late: list[float]) -> None:
@@ -94,7 +101,10 @@ async def test_one_who_never_reads_is_let_go_at_the_deadline(
     functions_app: Callable[..., HostedApp], app_settings: dict[str, str], model_service: ModelService
 ) -> None:
     app = functions_app(env=app_settings | {"MAX_OUTPUT_TOKENS": "1000000", "STREAM_DEADLINE_SECONDS": "1.5"})
-    model_service.answer(["x" * 20_000] * 2000)
+    async with app.client() as client:
+        await eventually(lambda: answered(client), within=10)
+    model_service.requests.clear()
+    model_service.answer(["z" * 20_000] * 2000)
     model_service.tokens_per_write = 1
     _, writer = await slow_reader(app)
     try:
