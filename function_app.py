@@ -12,6 +12,7 @@ from relay.backends import Backends
 from relay.caller import Call
 from relay.problems import Problem
 from relay.readiness import Readiness
+from relay.settings import auth_level
 from relay.stream import Stream
 
 worker.mend()
@@ -19,7 +20,7 @@ telemetry.hush()
 backends = Backends.configured(os.environ)
 readiness = backends if isinstance(backends, Problem) else Readiness(backends)
 since = int(time.time())
-app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])
 
 
 @app.route(route="stream", methods=["POST"])
@@ -49,6 +50,7 @@ async def answer(call: Call, read: Callable[[bytes], prompt.Prompt | chat.Chat |
     route = backends.route(asked.model)
     if isinstance(route, Problem):
         return call.refuse(route)
+    await backends.connect()
     parameters = asked.parameters(max_output_tokens=backends.settings.max_output_tokens)
     form = asked.form(call.request.headers.get("accept"))
     return await Stream(call, route, parameters, asked.reading, form, backends.settings).respond()

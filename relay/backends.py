@@ -34,17 +34,17 @@ _NO_KEY: Final = "none"
 class Backend:
     """One deployment, and what is known of how it does. `load` is the number of its answers now open."""
 
-    def __init__(self, settings: BackendSettings, connect: Callable[[str], Awaitable[Upstream]]) -> None:
+    def __init__(self, settings: BackendSettings, upstreams: Mapping[str, Upstream]) -> None:
         self.settings = settings
         self.load = 0
-        self._connect = connect
+        self._upstreams = upstreams
         self._rests_until = 0.0
         self._doubtful_until = 0.0
         self._refusal: Refusal | None = None
 
     async def open(self, parameters: dict[str, Any], request_id: str) -> Answer | Refusal:
-        """Ask this deployment."""
-        upstream = await self._connect(self.settings.endpoint)
+        """Ask this deployment, after `Backends.connect`."""
+        upstream = self._upstreams[self.settings.endpoint]
         return await upstream.open({**parameters, "model": self.settings.deployment}, request_id)
 
     def refused(self, refusal: Refusal) -> None:
@@ -141,7 +141,7 @@ class Backends:
         self._token: EntraToken | None = None
         self._backends: dict[str, list[Backend]] = {}
         for entry in settings.backends:
-            self._backends.setdefault(entry.model, []).append(Backend(entry, self._upstream))
+            self._backends.setdefault(entry.model, []).append(Backend(entry, self._upstreams))
         threading.Thread(target=_import_upstream, name="import relay.upstream", daemon=True).start()
 
     @classmethod
@@ -169,22 +169,21 @@ class Backends:
         backends = self._backends.get(model)
         return Route(model, list(backends)) if backends else MODEL_NOT_FOUND
 
-    async def _upstream(self, endpoint: str) -> Upstream:
-        if not self._upstreams:
-            upstream = await asyncio.to_thread(_import_upstream)
-            if not self._upstreams:  # another request may have come first
-                self._connect(upstream)
-        return self._upstreams[endpoint]
-
-    def _connect(self, upstream: ModuleType) -> None:
+    async def connect(self) -> None:
+        """Be ready to ask; returns at once but for the first requests, which wait for the import."""
+        if self._upstreams:
+            return
+        upstream = await asyncio.to_thread(_import_upstream)
+        if self._upstreams:
+            return  # another request has come first
         self._session = upstream.connect(self.settings)
         credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or _NO_KEY
         if self.settings.identity is not None:
             credential = self._token = upstream.EntraToken(self.settings.identity)
-        self._upstreams = {
-            endpoint: upstream.Upstream(endpoint, credential, self._session)
+        self._upstreams.update(
+            (endpoint, upstream.Upstream(endpoint, credential, self._session))
             for endpoint in dict.fromkeys(entry.endpoint for entry in self.settings.backends)
-        }
+        )
 
     async def close(self) -> None:
         """Let go of every connection."""

@@ -109,17 +109,27 @@ class Reading(Protocol):
         ...
 
 
+_LONGEST_EVENT: Final = 16 * 1024 * 1024  # bytes; a model's longest answer in one chunk is a fraction of it
+
+
+class EventTooLongError(ValueError):
+    """An event of the upstream's has no end."""
+
+
 class EventReader:
     """Splits the bytes of an event stream into the data of its events, wherever the reads were split.
 
-    Line ends may be LF, CR or CRLF, also mixed; an event's several `data:` lines are joined by LF; comments and the
-    other fields are passed over. An event that the end of the bytes cuts is dropped, as the standard says.
+    Line ends may be LF, CR or CRLF, also mixed; a leading byte order mark is dropped; an event's several `data:` lines
+    are joined by LF; comments and the other fields are passed over. An event that the end of the bytes cuts is dropped,
+    as the standard says. `feed` raises `EventTooLongError` for one that has grown beyond every measure.
     """
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # the beginning of a line whose end has not arrived; joined once, when it does
         self._data: list[bytes] = []  # the data lines of the event that is being read
         self._after_cr = False
+        self._held = 0  # bytes of the event that is being read
+        self._first = True  # no line has been read
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of each event that `chunk` completes, in order."""
@@ -131,16 +141,21 @@ class EventReader:
         self._after_cr = chunk[-1] == 0x0D
         lines = chunk.splitlines(keepends=False)
         unfinished = lines.pop() if chunk[-1] not in b"\r\n" else None
+        self._held += len(chunk)
         if self._rest and lines:
             self._rest.append(lines[0])
             lines[0] = b"".join(self._rest)
             self._rest = []
         if unfinished:
             self._rest.append(unfinished)
+        if self._first and lines:
+            self._first = False
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         events: list[bytes] = []
         data = self._data
         for line in lines:
             if not line:
+                self._held = 0
                 if data:
                     events.append(data[0] if len(data) == 1 else b"\n".join(data))
                     data.clear()
@@ -148,6 +163,8 @@ class EventReader:
                 data.append(line[6:] if line.startswith(b"data: ") else line[5:])
             elif line == b"data":
                 data.append(b"")
+        if self._held > _LONGEST_EVENT:
+            raise EventTooLongError
         return events
 
 
@@ -233,10 +250,17 @@ class _Streamed:
     def read(self, chunk: bytes) -> list[Event]:
         """What these bytes add; words that arrived together come out together."""
         meanings: list[Event] = []
-        for data in self._events.feed(chunk):
+        try:
+            events = self._events.feed(chunk)
+        except EventTooLongError as error:
+            self._ended = True
+            return [self._garbage(error)]
+        for data in events:
             if self._ended:
                 break
-            terminal = self._done() if data == b"[DONE]" else self._chunk(data)
+            if not data:
+                continue  # some servers keep a connection alive with these
+            terminal = self._done() if data.startswith(b"[DONE]") else self._chunk(data)
             if terminal is not None:
                 self._ended = True
                 self._gather(meanings, terminal)

@@ -88,6 +88,7 @@ class Readiness:
 
     async def _ask(self) -> list[Finding]:
         try:
+            await self._backends.connect()
             self._findings = await asyncio.gather(*(self._try(backend) for backend in self._backends.all()))
             self._asked_at = time.monotonic()
         finally:

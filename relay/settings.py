@@ -122,6 +122,15 @@ class Settings:
         return settings
 
 
+def auth_level(environ: Mapping[str, str]) -> Literal["FUNCTION", "ANONYMOUS"]:
+    """Whether the routes that cost something want a function key.
+
+    `HTTP_AUTH_LEVEL=anonymous` is for an app behind another lock, such as App Service's Entra ID sign-in, which has
+    then turned away everyone without a token. Whatever else it says, a key is wanted.
+    """
+    return "ANONYMOUS" if environ.get("HTTP_AUTH_LEVEL", "").strip().lower() == "anonymous" else "FUNCTION"
+
+
 class _BackendEntry(msgspec.Struct, forbid_unknown_fields=True):
     """One element of `AZURE_OPENAI_BACKENDS`."""
 

@@ -134,17 +134,17 @@ class Stream:
             terminal = Failed(INTERNAL_ERROR, _where(error))
         self._over = True
         try:
+            self._conclude(terminal)
             async with asyncio.timeout(_LAST_WORD):
                 await self._finish(terminal)
+            self._record.duration = self._loop.time() - self._began
+            if isinstance(terminal, Done):
+                await self._spare()
         except TimeoutError:
+            self._record.duration = self._loop.time() - self._began
             self._record.reason = f"{self._record.reason or 'the answer is complete'}; the caller did not read its end"
-        except asyncio.CancelledError:
-            if self._ending is None:
-                raise
-            self._task.uncancel()
         finally:
             self._let_go()
-            self._record.duration = self._loop.time() - self._began
             report(self._record)
 
     async def _relay(self) -> Done | Failed:
@@ -230,8 +230,7 @@ class Stream:
                 return Failed(UPSTREAM_TIMEOUT, reason, usage)
 
     async def _finish(self, terminal: Done | Failed | None) -> None:
-        """Say how it ended, to the caller and to the record."""
-        self._conclude(terminal)
+        """Tell the caller how it ended."""
         if not isinstance(terminal, Done):
             self._abort()
         if terminal is None:
@@ -246,7 +245,6 @@ class Stream:
             if self._format.whole and last is not None:
                 self._record.bytes_sent = len(last)
                 self._committed.set_result(last)
-                await self._spare()
                 return
         else:
             last = self._format.failed(terminal, self._call.request_id)
@@ -256,10 +254,9 @@ class Stream:
                 await self._write(content)
             return  # without the end of the body: the connection breaks off
         await self._write(content + last, last=True)
-        if isinstance(terminal, Done):
-            await self._spare()
 
     def _conclude(self, terminal: Done | Failed | None) -> None:
+        """Put on record how it ended."""
         record, completion = self._record, self._completion
         record.response_model = completion.model
         record.finish_reason = completion.finish_reason
@@ -278,7 +275,7 @@ class Stream:
             record.status = int(terminal.problem.status) if told else 200
         else:
             record.outcome = "cancelled"
-            record.status = 200 if self._spoken else CALLER_LEFT
+            record.status = 200 if self._sender.done() else CALLER_LEFT
 
     async def _spare(self) -> None:
         """Read the answer's end, if it has not come with its last event, so that the connection can serve again."""
