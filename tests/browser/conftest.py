@@ -1,0 +1,104 @@
+"""What the browser tests are given: Chromium, tabs with the chat page, and the app on its host with the model service.
+
+The browser lives as long as the session, so all of it runs in the session's event loop. Where there is no browser the
+tests skip and say what is missing; under CI (`CI=true`) they fail instead.
+"""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+import pytest_asyncio
+
+from local.model_service import ModelService
+from tests.end_to_end.conftest import app_settings, functions_app, model_service_port
+from tests.end_to_end.hosting import HostedApp
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+    from tests.browser.chat_page import ChatPage
+
+__all__ = ("app_settings", "functions_app", "model_service_port")
+
+_FLAGS = (
+    "--no-sandbox",  # containers, CI's among them, run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    # Whatever a page may try to fetch from elsewhere finds nobody there.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+def _unavailable(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator["Browser"]:
+    """Headless Chromium."""
+    try:
+        from playwright.async_api import async_playwright, expect
+    except ImportError:
+        _unavailable("No Playwright here: pip install -r tests/browser/requirements.txt")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        _unavailable("No Chromium here: apt-get install chromium")
+    expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture(scope="session")
+def app(functions_app: Callable[..., HostedApp], app_settings: Mapping[str, str]) -> HostedApp:
+    """A host with the app, quick to answer 200 and to ping, so that waiting can be seen without waiting long."""
+    return functions_app(env={**app_settings, "COMMIT_WAIT_SECONDS": "0.3", "PING_INTERVAL_SECONDS": "0.2"})
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def model_service(model_service_port: int) -> AsyncIterator[ModelService]:
+    """The simulated model service, new for this test."""
+    async with ModelService(port=model_service_port, tokens_per_second=0) as service:
+        yield service
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def open_chat(
+    browser: "Browser", app: HostedApp, model_service: ModelService
+) -> AsyncIterator[Callable[..., Awaitable["ChatPage"]]]:
+    """Opens the chat page of `app`, or of another host, in a new browser context with Playwright's `options`.
+
+    At the end of the test, every page must be clean.
+    """
+    from tests.browser.chat_page import ChatPage, new_tab
+
+    pages: list[ChatPage] = []
+
+    async def open_page(host: HostedApp = app, **options: Any) -> ChatPage:
+        options = {"viewport": {"width": 1180, "height": 860}, **options}
+        context = await browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
+        context.set_default_timeout(20_000)
+        pages.append(await new_tab(context, host.url))
+        return pages[-1]
+
+    yield open_page
+    for chat in pages:
+        await chat.page.context.close()
+    for chat in pages:
+        chat.is_clean()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def chat(open_chat: Callable[..., Awaitable["ChatPage"]]) -> "ChatPage":
+    """A tab with the chat page of `app`."""
+    return await open_chat()

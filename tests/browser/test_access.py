@@ -1,0 +1,216 @@
+"""For everybody: screen readers, the keyboard alone, dark and light, a phone's width, right-to-left text."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from local.model_service import BY_HAND, EVERY, ModelService
+from tests.browser.test_markdown import EVERYTHING
+
+pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
+
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import expect
+
+from tests.browser.chat_page import ChatPage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+type OpenChat = Callable[..., Awaitable[ChatPage]]
+
+
+async def is_accessible(chat: ChatPage) -> None:
+    """Axe finds nothing serious or critical. The policy must not stand in its way: open with `bypass_csp`."""
+    found = await Axe().run(chat.page)
+    violations = [
+        f"{each['id']}: {each['help']}: {[node['html'][:160] for node in each['nodes']]}"
+        for each in found.response["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert violations == []
+    assert found.response["passes"]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1180), ("dark", 1180), ("light", 360)])
+async def test_axe_finds_no_serious_violation(
+    open_chat: OpenChat, model_service: ModelService, scheme: str, width: int
+) -> None:
+    chat = await open_chat(color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
+    await is_accessible(chat)
+    model_service.answer(EVERYTHING)
+    await chat.ask_and_wait("Everything")
+    # Not by the model service: the app would remember that it is busy.
+    await chat.page.route("**/stream", lambda route: route.fulfill(status=429, headers={"retry-after": "60"}))
+    await chat.ask("Fail")
+    await expect(chat.failure).to_be_visible()
+    await chat.page.unroute("**/stream")
+    await chat.choose(BY_HAND)
+    await chat.ask("Go on")
+    model_service.release(5)
+    await expect(chat.words).to_have_text(re.compile("First"))
+    await is_accessible(chat)
+    await chat.page.keyboard.press("Escape")
+    await chat.button("Edit").first.click()
+    await chat.button("Settings").click()
+    await is_accessible(chat)
+    await chat.button("Enter a key").click()
+    await is_accessible(chat)
+
+
+async def test_a_screen_reader_hears_states_and_answers_and_no_single_token(
+    chat: ChatPage, model_service: ModelService
+) -> None:
+    await chat.page.evaluate(
+        """() => {
+            window.heard = [];
+            const live = [...document.querySelectorAll('[aria-live]:not([aria-live=off]), [role=status], [role=alert]')];
+            for (const each of live) new MutationObserver(() => {
+                if (each.textContent) window.heard.push(each.textContent);
+            }).observe(each, { childList: true, characterData: true, subtree: true });
+        }"""  # noqa: E501
+    )
+    tokens = [f"word{number} " for number in range(40)]
+    model_service.tokens_per_second = 100
+    model_service.answer(tokens)
+    await chat.ask_and_wait("Speak")
+    await expect(chat.page.get_by_role("status")).to_contain_text("Answer complete")
+    heard = await chat.page.evaluate("window.heard")
+    assert heard[0] == "Message sent"
+    assert heard[-1] == "Answer complete. " + "".join(tokens).strip()
+    assert set(heard[1:-1]) <= {"Thinking", "Writing"}
+    assert await chat.page.get_by_role("log").get_attribute("aria-live") == "off"
+
+
+async def test_the_keyboard_alone_will_do(chat: ChatPage, model_service: ModelService) -> None:
+    press = chat.page.keyboard.press
+    await expect(chat.prompt).to_be_focused()
+    model_service.answer("Some code:\n\n```text\nx\n```")
+    await chat.page.keyboard.type("Hello")
+    await press("Enter")
+    await chat.is_done()
+    # Backwards from the message field, each stop in the order of the page, and none of them holds the focus.
+    stops = []
+    for _ in range(9):
+        await press("Shift+Tab")
+        stops.append(
+            await chat.page.evaluate(
+                "(document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent).trim()"
+            )
+        )
+    assert stops == [
+        "Retry",
+        "Copy",
+        "Code, text",
+        "Copy",
+        "Edit",
+        "New chat",
+        "Settings",
+        "Model",
+        "Skip to the message field",
+    ]
+    await expect(chat.page.get_by_role("link", name="Skip to the message field")).to_be_in_viewport()
+    await press("Enter")
+    await expect(chat.prompt).to_be_focused()
+    # A dialog is closed by Escape, and the focus is where it can be of use.
+    await chat.button("Settings").focus()
+    await press("Enter")
+    await expect(chat.page.get_by_role("dialog", name="Settings")).to_be_visible()
+    await press("Escape")
+    await expect(chat.page.get_by_role("dialog", name="Settings")).to_be_hidden()
+    await expect(chat.prompt).to_be_focused()
+
+
+async def test_what_has_the_focus_can_be_seen(chat: ChatPage) -> None:
+    for _ in range(7):
+        await chat.page.keyboard.press("Tab")
+        outlined = await chat.page.evaluate(
+            """() => {
+                const focused = document.activeElement;
+                const outline = getComputedStyle(focused);
+                return focused === document.body || focused.id === 'prompt'
+                    || (outline.outlineStyle !== 'none' && parseFloat(outline.outlineWidth) >= 2);
+            }"""
+        )
+        assert outlined
+    await chat.prompt.focus()
+    edge = "getComputedStyle(document.querySelector('.composer')).borderTopColor"
+    focused = await chat.page.evaluate(edge)
+    await chat.button("New chat").focus()
+    assert await chat.page.evaluate(edge) != focused
+
+
+@pytest.mark.parametrize("width", [360, 320])
+async def test_a_phone_shows_all_without_scrolling_sideways(
+    open_chat: OpenChat, model_service: ModelService, width: int
+) -> None:
+    chat = await open_chat(viewport={"width": width, "height": 640}, has_touch=True, is_mobile=True)
+    long = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"
+    model_service.answer(
+        EVERYTHING
+        + f"\n\n{long * 2}\n\n| {long} | {long} |\n|---|---|\n| a | b |\n\n`{long}`\n\nhttps://example.com/{long}"
+    )
+    overflow = "document.documentElement.scrollWidth - innerWidth"
+    assert await chat.page.evaluate(overflow) <= 0
+    await chat.ask_and_wait(long)
+    assert await chat.page.evaluate(overflow) <= 0
+    model_service.faults[EVERY] = "500"
+    await chat.ask("Fail")
+    await expect(chat.failure).to_be_visible()
+    assert await chat.page.evaluate(overflow) <= 0
+    for control in (chat.button("Send"), chat.button("Settings"), chat.button("New chat"), chat.prompt, chat.models):
+        box = await control.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert box["height"] >= 32
+    await chat.button("Settings").click()
+    await expect(chat.button("Done")).to_be_in_viewport()
+    assert await chat.page.evaluate(overflow) <= 0
+
+
+async def test_each_block_has_the_direction_of_its_own_text(chat: ChatPage, model_service: ModelService) -> None:
+    model_service.answer(
+        "مرحبا بالعالم\n\n- قائمة\n- عناصر\n\n> اقتباس\n\n| عمود | آخر |\n|---|---|\n| ١ | ٢ |\n\n"
+        "```python\nprint('x')\n```\n\nGrüße aus Köln, groß und übel.\n\n1. eins\n2. zwei"
+    )
+    await chat.ask_and_wait("اكتب فقرة")
+    directions = await chat.words.evaluate(
+        "root => [...root.children].map(each => [each.localName, getComputedStyle(each).direction])"
+    )
+    assert directions == [
+        ["p", "rtl"],
+        ["ul", "rtl"],
+        ["blockquote", "rtl"],
+        ["div", "rtl"],
+        ["div", "ltr"],
+        ["p", "ltr"],
+        ["ol", "ltr"],
+    ]  # fmt: skip
+    assert await chat.page.locator(".bubble").evaluate("each => getComputedStyle(each).direction") == "rtl"
+    await chat.prompt.fill("سؤال")
+    assert await chat.prompt.evaluate("each => getComputedStyle(each).direction") == "rtl"
+    # The marker stands where the reader of the list begins.
+    item, marker_side = (
+        chat.words.locator("ul li").first,
+        "each => parseFloat(getComputedStyle(each.parentElement).paddingRight)",
+    )
+    assert await item.evaluate(marker_side) > 0
+
+
+async def test_dark_and_light_follow_the_reader(open_chat: OpenChat) -> None:
+    lightness = {}
+    for scheme in ("light", "dark"):
+        chat = await open_chat(color_scheme=scheme)
+        colour = await chat.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        lightness[scheme] = sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+    assert lightness["light"] > 700
+    assert lightness["dark"] < 100
+
+
+async def test_nothing_moves_for_those_who_asked_for_rest(open_chat: OpenChat) -> None:
+    chat = await open_chat(reduced_motion="reduce")
+    await chat.choose(BY_HAND)
+    await chat.ask("Wait")
+    await expect(chat.answer.locator(".state")).to_contain_text("Thinking")
+    assert await chat.page.evaluate("document.getAnimations().length") == 0

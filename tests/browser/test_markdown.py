@@ -1,0 +1,296 @@
+"""What the model writes, as the page renders it: right, the same however it was cut, and never markup that runs."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from local.model_service import ModelService
+
+pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
+
+from playwright.async_api import expect
+
+from tests.browser.chat_page import ChatPage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+type OpenChat = Callable[..., Awaitable[ChatPage]]
+
+EVERYTHING = """\
+# First *level*
+
+A paragraph with **strong**, *em*, ***both***, ~~struck~~, `code with <b> & *stars*`,
+a second line, snake_case_word, 5 * 3 * 2, and a hard\\
+break.
+
+## Second ##
+
+- one
+- two with `code`
+  - nested
+  - nested again
+
+    a second paragraph
+- three
+
+3. three
+4. four
+   - inner
+
+- [x] done
+- [ ] to do
+
+> A quote
+goes on lazily
+>
+> - with a list
+
+| Left | Middle | Right |
+|:-----|:------:|------:|
+| a | `b` | 1 |
+| pipe \\| here | **c** |
+
+```python
+def f(x):
+\treturn "<i>" + x  # & more
+
+```
+
+    indented code
+
+~~~
+tildes
+~~~
+
+---
+
+[a link](https://example.com/a_(b)?q=1&r=2 "title"), <https://example.com/auto>, https://example.com/bare.
+<someone@example.com>, ![a picture](https://example.com/x.png), &amp; &lt;b&gt; &#65; \\*not em\\*
+
+Emoji 🌿 and 漢字 **太字** stay whole.
+"""
+
+
+def in_steps(text: str, size: int) -> list[str]:
+    """The text in pieces of so many characters."""
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+async def write(chat: ChatPage, service: ModelService, text: str | list[str]) -> str:
+    """Let the model write this; returns the markup without classes."""
+    service.answer(text)
+    await chat.ask_and_wait("Write")
+    await chat.stays_inert()
+    return re.sub(r' (?:class|dir|tabindex|role)="[^"]*"', "", await chat.rendered())
+
+
+@pytest.mark.parametrize(
+    ("source", "markup"),
+    [
+        ("# One\n## Two ##\n#hashtag", "<h3>One</h3><h4>Two</h4><p>#hashtag</p>"),
+        ("a\nb  \nc", "<p>a<br>b<br>c</p>"),
+        ("**a *b* c** __d__ _e_", "<p><strong>a <em>b</em> c</strong> <strong>d</strong> <em>e</em></p>"),
+        ("***a***", "<p><em><strong>a</strong></em></p>"),
+        ("**a* *b **c", "<p>*<em>a</em> *b **c</p>"),
+        ("snake_case_name 2*3*4 * x", "<p>snake_case_name 2<em>3</em>4 * x</p>"),
+        ("~~a~~ ~b~", "<p><del>a</del> ~b~</p>"),
+        ("`a`` b` ``c`d``", "<p><code>a`` b</code> <code>c`d</code></p>"),
+        ("\\*a\\* \\_ \\\\", "<p>*a* _ \\</p>"),
+        ("- a\n- b\n  - c\n\n  d\n* e", "<ul><li><p>a</p></li><li><p>b</p><ul><li><p>c</p></li></ul><p>d</p></li></ul><ul><li><p>e</p></li></ul>"),  # noqa: E501
+        ("1. a\n  - b\n    - c\n2. d", '<ol start="1"><li><p>a</p><ul><li><p>b</p><ul><li><p>c</p></li></ul></li></ul></li><li><p>d</p></li></ol>'),  # noqa: E501
+        ("7) a\n8) b", '<ol start="7"><li><p>a</p></li><li><p>b</p></li></ol>'),
+        ("text\n1. a\n\ntext\n2. b", '<p>text</p><ol start="1"><li><p>a</p></li></ol><p>text<br>2. b</p>'),
+        ("- ```\n  code\n  ```\n- b", None),
+        ("> a\nb\n> > c", "<blockquote><p>a<br>b</p><blockquote><p>c</p></blockquote></blockquote>"),
+        ("* * *\n---\n___", "<hr><hr><hr>"),
+        ("a\n---\nb", "<p>a</p><hr><p>b</p>"),
+        ("| a | b |\n|---|---|\n| 1 | 2 |", '<div aria-label="Table"><table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr></tbody></table></div>'),  # noqa: E501
+        ("a | b\nc", "<p>a | b<br>c</p>"),
+        ("&lt;b&gt; &copy; &#x41; &nope; &#0;", "<p>&lt;b&gt; © A &amp;nope; \ufffd</p>"),
+        ("a<br>b<br/>c<b>d</b>", "<p>a<br>b<br>c&lt;b&gt;d&lt;/b&gt;</p>"),
+        ("[a][b] [c] [d](relative) [e]()", "<p>[a][b] [c] d e</p>"),
+    ],
+)  # fmt: skip
+async def test_a_construct_becomes_what_it_should(
+    chat: ChatPage, model_service: ModelService, source: str, markup: str | None
+) -> None:
+    written = await write(chat, model_service, source)
+    if markup is not None:
+        assert written == markup
+    else:
+        assert await chat.words.locator("li").first.locator("code").inner_text() == "code\n"
+
+
+async def test_links_lead_where_they_say(chat: ChatPage, model_service: ModelService) -> None:
+    await write(chat, model_service, EVERYTHING)
+    links = await chat.words.locator("a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")
+    assert links == [
+        ["a link", "https://example.com/a_(b)?q=1&r=2"],
+        ["https://example.com/auto", "https://example.com/auto"],
+        ["https://example.com/bare", "https://example.com/bare"],
+        ["someone@example.com", "mailto:someone@example.com"],
+        ["a picture", "https://example.com/x.png"],
+    ]
+
+
+async def test_code_keeps_every_character(chat: ChatPage, model_service: ModelService) -> None:
+    await write(chat, model_service, EVERYTHING)
+    blocks = chat.words.locator("pre code")
+    assert await blocks.all_text_contents() == [
+        'def f(x):\n\treturn "<i>" + x  # & more\n\n',
+        "indented code\n",
+        "tildes\n",
+    ]
+    await expect(chat.words.get_by_role("region", name="Code, python")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+async def test_it_does_not_matter_how_the_words_were_cut(
+    chat: ChatPage, model_service: ModelService, size: int
+) -> None:
+    """What grew piece by piece is what the whole gives at once, as a reload renders it."""
+    model_service.tokens_per_second = 300 if size < 7 else 40
+    await write(chat, model_service, in_steps(EVERYTHING, size))
+    grown = await chat.rendered()
+    await chat.page.reload()
+    await expect(chat.answer).to_be_visible()
+    assert grown == await chat.rendered()
+    for mark in ("**", "~~", "```", "|:-", "[x]"):
+        assert mark not in await chat.words.inner_text()
+
+
+async def test_words_that_are_finished_are_not_touched_again(chat: ChatPage, model_service: ModelService) -> None:
+    model_service.tokens_per_second = 40
+    model_service.answer(["# Title\n\n", "A **paragraph**.\n\n", *(f"- item {number}\n" for number in range(40))])
+    await chat.ask("Write")
+    await expect(chat.words.locator("li")).not_to_have_count(0)
+    await chat.words.evaluate("root => { for (const each of root.querySelectorAll('*')) each.seen = true; }")
+    await chat.is_done()
+    kept = "root => [...root.children, root.querySelector('li')].map(each => each.seen === true)"
+    assert await chat.words.evaluate(kept) == [True, True, True, True]
+
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '<svg onload=alert(1)><a xlink:href="javascript:alert(1)"><text>x</text></a></svg>',
+    '<iframe srcdoc="<script>parent.alert(1)</script>"></iframe>',
+    "<style>@import 'https://evil.example/x.css';</style>",
+    '<meta http-equiv="refresh" content="0;url=https://evil.example/">',
+    '<base href="https://evil.example/"><form action="https://evil.example/"><button>b</button></form>',
+    "[x](javascript:alert(1))",
+    "[x](JaVaScRiPt:alert(1))",
+    "[x](java\tscript:alert(1))",
+    "[x](&#106;avascript:alert(1))",
+    "[x](&#x6A;&#x61;vascript&colon;alert(1))",
+    "[x](<javascript:alert(1)>)",
+    "[x]( javascript:alert(1))",
+    "[x](\x01javascript:alert(1))",
+    "[x](data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==)",
+    "[x](vbscript:msgbox(1)) [x](file:///etc/passwd) [x](blob:https://evil.example/1)",
+    "[x](//evil.example/) [x](/chat?code=1) [x](stream)",
+    '[x](https://a.example/" onclick="alert(1) "t" onmouseover="alert(1)")',
+    "[x](https://a.example/ \"\\\"><img src=x onerror=alert(1)>\")",
+    "[<img src=x onerror=alert(1)>](https://a.example/)",
+    "![x](https://evil.example/pixel.png)",
+    '![x" onerror="alert(1)](https://evil.example/pixel.png "onerror=alert(1)")',
+    "![x](javascript:alert(1))",
+    "[![x](javascript:alert(1))](javascript:alert(1))",
+    "<javascript:alert(1)> <data:text/html,x> <https://a.example/\"onclick=alert(1)>",
+    "https://a.example/\"onmouseover=alert(1) https://a.example/<script>alert(1)</script>",
+    "[x]: javascript:alert(1)\n\n[x] [y][x]",
+    "```\"><script>alert(1)</script>\nx\n```",
+    "```js onclick=alert(1)\n</code></pre><script>alert(1)</script>\n```",
+    "`<img src=x onerror=alert(1)>`",
+    "    <script>alert(1)</script>",
+    "| <script>alert(1)</script> | [x](javascript:alert(1)) |\n|---|:-:\" onclick=alert(1)|\n| ![x](https://evil.example/p) | <b onclick=alert(1)>b</b> |",  # noqa: E501
+    "| a | b |\n|---|---|\n| <script>alert(1)</script> | [x](javascript:alert(1)) ![x](https://evil.example/p.png) |",
+    "> <script>alert(1)</script>\n> > [x](javascript:alert(1))",
+    "- <script>alert(1)</script>\n  1. [x](javascript:alert(1))\n- [x] <img src=x onerror=alert(1)>",
+    "# <script>alert(1)</script> [x](javascript:alert(1))",
+    "**<script>alert(1)</script>** *[x](javascript:alert(1))* ~~<img src=x onerror=alert(1)>~~",
+    "<details open ontoggle=alert(1)><summary>s</summary></details><video><source onerror=alert(1)></video>",
+    "&lt;script&gt;alert(1)&lt;/script&gt; &#60;img src=x onerror=alert(1)&#62;",
+    "<a href=\"javascript:alert(1)\" id=prompt name=send class=deed>x</a><input autofocus onfocus=alert(1)>",
+    "<![CDATA[<script>alert(1)</script>]]> <!-- --><script>alert(1)</script> <?php alert(1) ?>",
+    "{{constructor.constructor('alert(1)')()}} ${alert(1)} %3Cscript%3Ealert(1)%3C/script%3E",
+    "\u202e<script>alert(1)</script>\u2028<script>alert(1)</script>\x00<script>alert(1)</script>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("with_policy", [True, False], ids=["policy", "no policy"])
+async def test_nothing_the_model_writes_can_run_or_fetch(
+    open_chat: OpenChat, model_service: ModelService, with_policy: bool
+) -> None:
+    """Each defence holds alone: with the policy switched off there is still nothing that could run."""
+    chat = await open_chat(bypass_csp=not with_policy)
+    model_service.tokens_per_second = 0
+    for first in range(0, len(PAYLOADS), 6):
+        await write(chat, model_service, in_steps("\n\n".join(PAYLOADS[first : first + 6]), 3))
+    model_service.answer("\n\n".join(PAYLOADS))
+    await chat.ask_and_wait("All of it: <img src=x onerror=alert(1)> [x](javascript:alert(1))")
+    await chat.stays_inert()
+    for element in await chat.words.locator("a, button").all():
+        await element.dispatch_event("mouseover")
+        await element.dispatch_event("focus")
+    await chat.page.reload()
+    await chat.stays_inert()
+    assert "<script>alert(1)</script>" in await chat.words.inner_text()
+    assert await chat.page.locator("script").count() == 1
+    for part in ("evil.example", "a.example"):
+        assert not [request.url for request in chat.requests if part in request.url]
+    chat.is_clean()
+
+
+async def test_the_policy_stops_a_script_that_got_in(chat: ChatPage) -> None:
+    chat.expected += ["Content Security Policy", "TrustedHTML", "Trusted Type", "TrustedScript"]
+    assert await chat.page.evaluate(
+        """() => {
+            const attempts = [
+                () => { document.body.innerHTML += '<img src=x onerror="window.ran = 1">'; },
+                () => { const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s); },
+                () => { document.body.setAttribute('onclick', 'window.ran = 1'); document.body.click(); },
+                () => { const a = document.createElement('a'); a.href = 'javascript:window.ran = 1'; a.click(); },
+                () => { new Image().src = 'https://evil.example/pixel.png'; },
+            ];
+            for (const attempt of attempts) try { attempt(); } catch { /* refused at once */ }
+            return new Promise((resolve) => setTimeout(() => resolve(window.ran ?? 0), 200));
+        }"""  # noqa: E501
+    ) == 0  # fmt: skip
+    assert await chat.page.evaluate("fetch('https://evil.example/').then(() => 'sent', () => 'refused')") == "refused"
+    chat.left_app.clear()  # Chromium reports a request also when the policy then refuses it
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "*a " * 8000 + "b* " * 8000,
+        "**a" * 15000,
+        "[" * 50000,
+        "](" * 25000,
+        "[a](" * 12500,
+        "`" * 20000 + " " + "`" * 10001,
+        "> " * 20000 + "x",
+        "- " * 20000 + "x",
+        "<" * 50000,
+        "<a" * 25000,
+        "&" * 50000,
+        "~" * 50000 + "`",
+        "```" + " " * 50000 + "`",
+        "# " + " #" * 25000,
+        "a|\n-" + " " * 50000 + "x",
+        " " * 50000 + "x",
+        "https://" * 6000,
+        "http://a" + ")" * 50000,
+        "![" * 20000 + "](x)" * 5000,
+        "_a_ " * 12000,
+        "\\" * 50000,
+        "|" * 20000 + "\n" + "|-" * 20000,
+    ],
+    ids=lambda source: source[:6].strip() or "spaces",
+)
+async def test_no_text_makes_the_page_hang(chat: ChatPage, model_service: ModelService, source: str) -> None:
+    model_service.tokens_per_write = 1
+    await write(chat, model_service, in_steps(source, 4000))
+    assert await chat.page.evaluate("1 + 1") == 2
