@@ -7,7 +7,7 @@ from collections.abc import Callable
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from relay import chat, page, prompt, telemetry, worker
+from relay import chat, description, page, prompt, telemetry, worker
 from relay.backends import Backends
 from relay.caller import Call
 from relay.problems import Problem
@@ -77,6 +77,12 @@ async def ready(req: Request) -> Response:
         return call.refuse(readiness)
     status, document = await readiness.document()
     return call.answer(document, status=status)
+
+
+@app.route(route="openapi", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def openapi(req: Request) -> Response:
+    """The contract of these routes, for tools."""
+    return Call(req).answer(description.document())
 
 
 @app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
