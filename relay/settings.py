@@ -106,7 +106,7 @@ class Settings:
             identity=reading.identity(backends),
             commit_wait=reading.seconds("COMMIT_WAIT_SECONDS", cls.commit_wait, least=0, most=60),
             ping_interval=reading.seconds("PING_INTERVAL_SECONDS", cls.ping_interval, least=0.05, most=200),
-            stream_deadline=reading.seconds("STREAM_DEADLINE_SECONDS", cls.stream_deadline, least=0.1, most=3600),
+            stream_deadline=reading.seconds("STREAM_DEADLINE_SECONDS", cls.stream_deadline, least=0.1, most=1500),
             upstream_connect_timeout=reading.seconds(
                 "UPSTREAM_CONNECT_TIMEOUT_SECONDS", cls.upstream_connect_timeout, least=0.1, most=60
             ),
