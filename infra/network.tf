@@ -63,7 +63,7 @@ resource "azurerm_subnet_network_security_group_association" "app" {
 resource "azurerm_private_endpoint" "openai" {
   for_each = var.private_endpoints == null ? {} : { for instance in local.instances : instance.key => instance }
 
-  name                = "${local.names.private_endpoint}-${each.key}"
+  name                = trim(substr("${local.names.private_endpoint}-${each.key}", 0, 80), "-.")
   resource_group_name = local.resource_group_name
   location            = local.location
   subnet_id           = var.private_endpoints.subnet_id

@@ -123,6 +123,7 @@ class Target:
     url: str
     attempts: int = 4
     pause: float = 60.0
+    check_health: bool = True
     health_timeout: float = 300.0
     health_pause: float = 5.0
 
@@ -130,7 +131,6 @@ class Target:
 def deploy(root: Path, target: Target) -> None:
     """Publish the app in `root`; raise `PublishError` when Azure refuses it or it does not become healthy."""
     app = ["--subscription", target.subscription, "--resource-group", target.resource_group, "--name", target.app]
-    _sign_in(target.subscription)
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "app.zip")
         names = write_package(root, archive)
@@ -141,7 +141,8 @@ def deploy(root: Path, target: Target) -> None:
             ["functionapp", "config", "appsettings", "delete", *app, "--setting-names", *KEYLESS_CONNECTION_STRINGS],
         )
         _az(target, ["functionapp", "deployment", "source", "config-zip", *app, "--src", str(archive)])
-    await_health(target)
+    if target.check_health:
+        await_health(target)
 
 
 def await_health(target: Target) -> None:
@@ -164,10 +165,7 @@ def await_health(target: Target) -> None:
 
 def _mend(last: str, target: Target) -> str:
     if last in ("401", "403"):
-        return (
-            "This machine may not call the app: add its address to allowed_ip_ranges, or publish from inside the "
-            "network (deploy_code = false, and the output publish_command there)."
-        )
+        return "This machine may not call the app: add its address to allowed_ip_ranges, or set check_health = false."
     if last.isdigit():
         return f"The portal's pages Deployment Center and Log stream of {target.app} show why."
     return "This machine does not reach the app: check its network, and whether the app is private."
@@ -187,15 +185,6 @@ def _status(address: str) -> str:
         return f"{type(error).__name__}: {getattr(error, 'reason', error)}"
 
 
-def _sign_in(subscription: str) -> None:
-    """No patience here: someone who is not signed in should hear of it at once."""
-    done = _run(["account", "show", "--subscription", subscription])
-    if done.returncode != 0:
-        raise PublishError(
-            f"az is not signed in to the subscription {subscription}: run az login. It said:\n{done.stderr.strip()}"
-        )
-
-
 def _az(target: Target, arguments: list[str]) -> None:
     """Run az, and again after a pause: a role assigned a minute ago may not be effective yet."""
     for attempt in range(1, target.attempts + 1):
@@ -203,6 +192,9 @@ def _az(target: Target, arguments: list[str]) -> None:
         if done.returncode == 0:
             return
         said = done.stderr.strip() or f"exit code {done.returncode}"
+        if "az login" in said:
+            # No patience here: whoever is not signed in should hear of it at once.
+            raise PublishError(f"az is not signed in to the subscription {target.subscription}. It said:\n{said}")
         _say(f"az {' '.join(arguments[:4])}, attempt {attempt} of {target.attempts}:\n{said}")
         if attempt < target.attempts:
             time.sleep(target.pause)
@@ -238,6 +230,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     deploying.add_argument("--url", required=True)
     deploying.add_argument("--attempts", type=int, default=Target.attempts, help="tries of each az call")
     deploying.add_argument("--pause", type=float, default=Target.pause, help="seconds between them")
+    deploying.add_argument("--no-health", action="store_true", help="don't wait for /health")
     deploying.add_argument(
         "--health-timeout", type=float, default=Target.health_timeout, help="seconds to wait for /health"
     )
@@ -263,6 +256,7 @@ def main(words: list[str] | None = None) -> int:
                 url=asked.url,
                 attempts=max(1, asked.attempts),
                 pause=asked.pause,
+                check_health=not asked.no_health,
                 health_timeout=asked.health_timeout,
             )
             deploy(asked.source, target)

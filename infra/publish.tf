@@ -5,13 +5,13 @@
 locals {
   publish_script = "${path.module}/publish.py"
 
-  publish_arguments = [
+  publish_arguments = concat([
     "deploy",
     "--subscription", data.azurerm_client_config.current.subscription_id,
     "--resource-group", local.resource_group_name,
     "--app", azurerm_function_app_flex_consumption.app.name,
     "--url", "https://${azurerm_function_app_flex_consumption.app.default_hostname}",
-  ]
+  ], var.check_health ? [] : ["--no-health"])
 }
 
 resource "terraform_data" "publish" {

@@ -319,6 +319,13 @@ variable "deploy_code" {
   nullable    = false
 }
 
+variable "check_health" {
+  type        = bool
+  description = "End the publishing by waiting until /health answers, so that an app that does not start fails the apply. False where the deployer may publish but not call the app, for example from outside allowed_ip_ranges."
+  default     = true
+  nullable    = false
+}
+
 variable "python" {
   type        = string
   description = "The Python 3 that runs the publish script on the deployer's machine; on Windows often \"python\"."
@@ -343,7 +350,7 @@ variable "vnet_integration" {
   default     = null
 
   validation {
-    condition     = try(var.vnet_integration.subnet_id, null) == null || can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$", var.vnet_integration.subnet_id))
+    condition     = try(var.vnet_integration.subnet_id, null) == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$", var.vnet_integration.subnet_id))
     error_message = "vnet_integration.subnet_id must be the id of a subnet: /subscriptions/.../virtualNetworks/NAME/subnets/NAME."
   }
 
@@ -364,7 +371,7 @@ variable "private_endpoints" {
   default     = null
 
   validation {
-    condition     = var.private_endpoints == null || can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$", var.private_endpoints.subnet_id))
+    condition     = var.private_endpoints == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$", var.private_endpoints.subnet_id))
     error_message = "private_endpoints.subnet_id must be the id of a subnet: /subscriptions/.../virtualNetworks/NAME/subnets/NAME."
   }
 
@@ -376,7 +383,7 @@ variable "private_endpoints" {
   validation {
     condition = var.private_endpoints == null || alltrue([
       for id in concat(try(var.private_endpoints.openai_dns_zone_ids, []), try(var.private_endpoints.function_app_dns_zone_ids, [])) :
-      can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/privateDnsZones/[^/]+$", id))
+      can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/privateDnsZones/[^/]+$", id))
     ])
     error_message = "private_endpoints: a DNS zone's id is /subscriptions/.../providers/Microsoft.Network/privateDnsZones/NAME."
   }
@@ -384,7 +391,7 @@ variable "private_endpoints" {
 
 variable "allowed_ip_ranges" {
   type        = list(string)
-  description = "The only addresses that may call the app, as IPv4 ranges, for example [\"203.0.113.0/24\"]. Empty: everyone who has a key. Include the machine that deploys, or the check of /health at the end of an apply is refused."
+  description = "The only addresses that may call the app, as IPv4 ranges, for example [\"203.0.113.0/24\"]. Empty: everyone who has a key. Include the machine that deploys, or set check_health = false: the check of /health at the end of an apply would be refused."
   default     = []
   nullable    = false
 
@@ -439,7 +446,7 @@ variable "log_analytics_workspace_id" {
   default     = null
 
   validation {
-    condition     = var.log_analytics_workspace_id == null || can(regex("(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.OperationalInsights/workspaces/[^/]+$", var.log_analytics_workspace_id))
+    condition     = var.log_analytics_workspace_id == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.OperationalInsights/workspaces/[^/]+$", var.log_analytics_workspace_id))
     error_message = "log_analytics_workspace_id must be the id of a workspace: /subscriptions/.../providers/Microsoft.OperationalInsights/workspaces/NAME."
   }
 }

@@ -394,8 +394,8 @@ def relay_setting_names() -> set[str]:
 
 
 def test_relay_settings_are_those_that_the_relay_reads() -> None:
-    # Where the model service is and who the app is, Terraform decides; a key has no place there.
-    decided = {name for name in settings_read_by_the_relay() if name.startswith(("AZURE_", "IDENTITY_"))}
+    # Where the model service is, who the app is and who may call it, Terraform decides; a key has no place there.
+    decided = {name for name in settings_read_by_the_relay() if name.startswith(("AZURE_", "IDENTITY_", "HTTP_AUTH_"))}
     assert relay_setting_names() == settings_read_by_the_relay() - decided
 
 
@@ -408,16 +408,10 @@ def test_the_fixed_settings_are_read_by_someone() -> None:
         "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
         "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY",
     }
-    read = app_setting_names() & (settings_read_by_the_relay() | {"HTTP_AUTH_LEVEL"})
+    read = app_setting_names() & settings_read_by_the_relay()
     assert app_setting_names() - by_the_host == read
-    assert {"AZURE_OPENAI_BACKENDS", "AZURE_CLIENT_ID"} <= read
-
-
-def test_with_sign_in_the_functions_ask_for_no_key() -> None:
-    assert "HTTP_AUTH_LEVEL" in app_setting_names()
-    app = (ROOT / "function_app.py").read_text(encoding="utf-8")
-    if "HTTP_AUTH_LEVEL" not in settings_read_by_the_relay() and "HTTP_AUTH_LEVEL" not in app:
-        pytest.skip("the app does not read HTTP_AUTH_LEVEL yet: with entra_sign_in a caller still needs a function key")
+    # With sign-in in front, the last lets the functions ask for no key.
+    assert {"AZURE_OPENAI_BACKENDS", "AZURE_CLIENT_ID", "HTTP_AUTH_LEVEL"} <= read
 
 
 def test_the_relay_understands_the_backends_that_terraform_writes() -> None:
@@ -480,10 +474,7 @@ def test_every_query_is_used_and_reads_what_streams_has() -> None:
 
 def test_the_relay_reports_what_the_queries_ask_for() -> None:
     reported = (ROOT / "relay" / "telemetry.py").read_text(encoding="utf-8")
-    missing = {name for name in telemetry_attributes().values() if f'"{name}"' not in reported}
-    assert missing <= {"relay.code"}
-    if missing:
-        pytest.skip("the relay reports no relay.code yet: the queries take error.type, which the exporter drops")
+    assert {name for name in telemetry_attributes().values() if f'"{name}"' not in reported} == set()
 
 
 # ---- The package -----------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ for command, left in failing.items():
     if command in words and left:
         failing[command] = left - 1
         (folder / "failures").write_text(json.dumps(failing))
-        sys.exit("ERROR: not yet authorized")
+        sys.exit((folder / "complaint").read_text())
 print("a setting=a secret")
 """
 
@@ -135,7 +135,8 @@ class FakeAz:
         script.write_text(AZ.format(python=sys.executable, folder=str(folder)), encoding="utf-8")
         script.chmod(0o755)
 
-    def fail(self, times: dict[str, int]) -> None:
+    def fail(self, times: dict[str, int], complaint: str = "ERROR: not yet authorized") -> None:
+        (self.folder / "complaint").write_text(complaint, encoding="utf-8")
         (self.folder / "failures").write_text(json.dumps(times), encoding="utf-8")
 
     @property
@@ -207,8 +208,7 @@ def test_deploy_removes_the_keyless_settings_then_publishes(
     publish.deploy(project, target(serve(answering(503, 404, 200, 502, 200))))
     app = ["--subscription", "sub", "--resource-group", "group", "--name", "app"]
     quiet = ["--output", "none", "--only-show-errors"]
-    account, settings, upload = az.calls
-    assert account["words"] == ["account", "show", "--subscription", "sub", *quiet]
+    settings, upload = az.calls
     assert settings["words"] == [
         *["functionapp", "config", "appsettings", "delete", *app],
         *["--setting-names", "AzureWebJobsStorage", "DEPLOYMENT_STORAGE_CONNECTION_STRING", *quiet],
@@ -224,7 +224,7 @@ def test_az_is_asked_again_while_a_role_becomes_effective(
 ) -> None:
     az.fail({"delete": 3, "config-zip": 2})
     publish.deploy(project, target(serve(answering(200))))
-    commands = [call["words"][3] for call in az.calls[1:]]
+    commands = [call["words"][3] for call in az.calls]
     assert commands == ["delete"] * 4 + ["config-zip"] * 3
 
 
@@ -234,14 +234,19 @@ def test_az_is_not_asked_for_ever(project: Path, az: FakeAz) -> None:
         publish.PublishError, match="config-zip failed 4 times; its last words:\nERROR: not yet authorized"
     ):
         publish.deploy(project, target("http://127.0.0.1:9"))
-    assert len(az.calls) == 1 + 1 + 4
+    assert len(az.calls) == 1 + 4
 
 
 def test_whoever_is_not_signed_in_hears_of_it_at_once(project: Path, az: FakeAz) -> None:
-    az.fail({"account": 1})
-    with pytest.raises(publish.PublishError, match="run az login"):
+    az.fail({"delete": 1}, "ERROR: Please run 'az login' to setup account.")
+    with pytest.raises(publish.PublishError, match="not signed in to the subscription sub"):
         publish.deploy(project, target("http://127.0.0.1:9", pause=60))
     assert len(az.calls) == 1
+
+
+def test_whoever_may_not_call_the_app_can_leave_the_check_out(project: Path, az: FakeAz) -> None:
+    publish.deploy(project, target("http://127.0.0.1:9", check_health=False))
+    assert len(az.calls) == 2
 
 
 def test_without_az_it_says_where_to_get_it(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,15 +318,19 @@ def test_deploy_runs_as_terraform_runs_it(project: Path, az: FakeAz, serve: Call
     words = ["--subscription", "sub", "--resource-group", "group", "--app", "app", "--url", serve(answering(200))]
     done = script("publish.py", "deploy", *words, "--source", str(project))
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(az.calls) == 3
+    assert len(az.calls) == 2
+    unwatched = script(
+        "publish.py", "deploy", *words[:-1], "https://x.invalid", "--no-health", "--source", str(project)
+    )
+    assert (unwatched.returncode, unwatched.stderr) == (0, "")
 
 
 def test_a_failure_is_an_exit_code_and_a_sentence(project: Path, az: FakeAz) -> None:
-    az.fail({"account": 1})
+    az.fail({"delete": 1}, "ERROR: Please run 'az login' to setup account.")
     words = ["--subscription", "sub", "--resource-group", "group", "--app", "app", "--url", "https://x.invalid"]
     done = script("publish.py", "deploy", *words, "--source", str(project))
     assert done.returncode == 1
-    assert "run az login" in done.stderr
+    assert "not signed in" in done.stderr
     assert "Traceback" not in done.stderr
 
 

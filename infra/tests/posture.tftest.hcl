@@ -23,6 +23,7 @@ variables {
   always_ready_instances      = 0
   relay_settings              = {}
   deploy_code                 = false
+  check_health                = true
   python                      = "python3"
   vnet_integration            = null
   private_endpoints           = null
