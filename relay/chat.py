@@ -4,6 +4,7 @@ The body goes on as it came, value by value; only the model's name, the output l
 app's own.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,11 +60,10 @@ def read(body: bytes) -> Chat | Problem:
     model service's to judge."""
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
-        body.decode()
-        members = _decode_members(body)
-    except msgspec.ValidationError:
+        members = _members(body)
+    except (msgspec.ValidationError, TypeError):
         return INVALID_REQUEST.because("The body must be one JSON object with messages in it.")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return INVALID_JSON.because('Send one JSON object in UTF-8, with "model" and "messages".')
     reading = _Reading(members)
     chat = Chat(
@@ -76,6 +76,46 @@ def read(body: bytes) -> Chat | Problem:
     if "messages" not in members:
         reading.complain("messages", "is required")
     return INVALID_REQUEST.at(*reading.errors) if reading.errors else chat
+
+
+def _members(body: bytes) -> dict[str, Raw]:
+    """The members of the JSON object, each as it stands in the body.
+
+    Raises ValueError for what is no JSON (msgspec's and the decoding's errors are of that kind), and
+    msgspec.ValidationError or TypeError for what is no object.
+    """
+    text = body.decode()
+    try:
+        return _decode_members(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # msgspec refuses half a surrogate pair, which is JSON all the same (RFC 8259, section 8.2).
+        if not isinstance(_JSON.decode(text), dict):
+            raise TypeError from None
+    members: dict[str, Raw] = {}
+    at = text.index("{") + 1
+    while text[at := _past_space(text, at)] != "}":
+        name, at = _JSON.raw_decode(text, at)
+        begin = _past_space(text, _past_space(text, at) + 1)
+        _, at = _JSON.raw_decode(text, begin)
+        members[name] = Raw(text[begin:at].encode())
+        at = _past_space(text, at)
+        at += text[at] == ","
+    return members
+
+
+def _past_space(text: str, at: int) -> int:
+    while text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 class _Reading:
@@ -106,6 +146,10 @@ class _Reading:
         if value is not None and not isinstance(value, dict):
             self.complain(name, "must be a JSON object")
             return {}
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            self.complain(name, "must not hold half a surrogate pair")
         return value or {}
 
     def count(self, name: str) -> int | None:
@@ -119,7 +163,7 @@ class _Reading:
 
     def _value(self, name: str) -> Any:
         raw = self._members.get(name)
-        return None if raw is None else msgspec.json.decode(raw)
+        return None if raw is None else _JSON.decode(bytes(raw).decode())
 
 
 def models(names: tuple[str, ...], since: int) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 AZURE_TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"  # noqa: S105 (a scope's name, not a secret)
 
 # Hosts that belong to Azure: only these are handed this app's Entra token without being told to.
-_AZURE_HOSTS = (
+AZURE_HOSTS: Final = (
     ".openai.azure.com",
     ".cognitiveservices.azure.com",
     ".services.ai.azure.com",
@@ -315,7 +315,7 @@ def _is_host(host: str) -> bool:
 
 
 def _belongs_to_azure(endpoint: str) -> bool:
-    return (urlsplit(endpoint).hostname or "").endswith(_AZURE_HOSTS)
+    return (urlsplit(endpoint).hostname or "").endswith(AZURE_HOSTS)
 
 
 def _is_loopback(endpoint: str) -> bool:

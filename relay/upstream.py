@@ -8,12 +8,14 @@ with the response, in the response's `extensions`, which exist for such things; 
 import asyncio
 import email.utils
 import math
+import re
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import httpx2
@@ -36,7 +38,7 @@ from relay.problems import (
     FieldError,
     Problem,
 )
-from relay.settings import Identity, Settings
+from relay.settings import AZURE_HOSTS, Identity, Settings
 
 LONGEST_RETRY_AFTER: Final = 120  # seconds; the upstream's own values can be as absurd as a day
 _LONGEST_ERROR_BODY: Final = 64 * 1024  # bytes; an error that is longer is none
@@ -159,6 +161,12 @@ class Upstream:
     def __init__(
         self, endpoint: str, credential: Callable[[], Awaitable[str]] | str, session: aiohttp.ClientSession
     ) -> None:
+        host = urlsplit(endpoint).hostname or ""
+        secrets = [urlsplit(endpoint).netloc, host, credential if isinstance(credential, str) else ""]
+        if host.endswith(AZURE_HOSTS):
+            secrets.append(host.split(".")[0])
+        words = [rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in secrets if secret]
+        self._secrets = re.compile("|".join([*words, _JWT]), re.IGNORECASE)
         # A caller decides about retries (there may be another deployment), and a redirect is not followed: it would
         # carry the credential to another host.
         self._client = openai.AsyncOpenAI(
@@ -193,7 +201,7 @@ class Upstream:
                 stream_cls=openai.AsyncStream[Any],
             )
         except openai.APIStatusError as error:
-            return refusal(error.status_code, error.response.headers, error.body)
+            return self._discreet(refusal(error.status_code, error.response.headers, error.body))
         except openai.APITimeoutError:
             return Refusal(UPSTREAM_TIMEOUT, "no connection in time", elsewhere=True)
         except openai.APIConnectionError as error:
@@ -202,6 +210,23 @@ class Upstream:
         except SignInError as error:
             return Refusal(UPSTREAM_AUTH, str(error), elsewhere=True)
         return StreamedAnswer(response.extensions[_HANDED_OVER])
+
+    def _discreet(self, refused: Refusal) -> Refusal:
+        """The same, its words free of this service's address and of what the app proves itself with."""
+        said = refused.problem.said
+        if said is None:
+            return refused
+        words = {name: word for name in ("type", "param", "code") if _WORD.fullmatch(word := str(said.get(name)))}
+        message = said.get("message")
+        if isinstance(message, str):
+            words["message"] = message
+        clean = {name: self._secrets.sub("[…]", word) for name, word in words.items() if word != "None"}
+        return replace(refused, problem=replace(refused.problem, said=clean))
+
+
+# A JSON Web Token, in case a service repeats the one it was sent.
+_JWT: Final = r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
+_WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 
 def connect(settings: Settings) -> aiohttp.ClientSession:
