@@ -1,0 +1,53 @@
+"""An app whose settings are missing or wrong: it starts, says which, and answers with a problem."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.end_to_end.hosting import HostedApp
+
+SECRET = "sk-secret-4711"
+
+WRONG: dict[str, tuple[dict[str, str], set[str]]] = {
+    "nothing": ({}, {"AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_DEPLOYMENTS"}),
+    "several": (
+        {
+            "AZURE_OPENAI_ENDPOINT": f"https://user:{SECRET}@account.openai.azure.com/",
+            "AZURE_OPENAI_DEPLOYMENTS": "\udcff",
+            "AZURE_OPENAI_API_KEY": f"{SECRET}\nx",
+            "PING_INTERVAL_SECONDS": "soon",
+            "MAX_BODY_BYTES": "-1",
+        },
+        {
+            "AZURE_OPENAI_ENDPOINT",
+            "AZURE_OPENAI_DEPLOYMENTS",
+            "AZURE_OPENAI_API_KEY",
+            "PING_INTERVAL_SECONDS",
+            "MAX_BODY_BYTES",
+        },
+    ),
+    "a list that is none": ({"AZURE_OPENAI_BACKENDS": f'[{{"endpoint": "{SECRET}"'}, {"AZURE_OPENAI_BACKENDS"}),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+async def test_a_wrong_setting_is_named_and_breaks_nothing_else(
+    functions_app: Callable[..., HostedApp], case: str
+) -> None:
+    environment, named = WRONG[case]
+    app = functions_app(env=environment)
+    async with app.client() as client:
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        answer = await client.post("/stream", json={"input": "x"})
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["code"], problem["status"]) == ("not_configured", 503)
+    assert {error["field"] for error in problem["errors"]} == named
+    assert all(error["message"] for error in problem["errors"])
+    complaints = [line for line in app.output.splitlines() if "not_configured" in line]
+    assert len(complaints) == len(named)
+    for setting in named:
+        assert any(setting in line for line in complaints)
+    assert SECRET not in app.output
+    assert SECRET not in answer.text

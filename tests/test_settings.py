@@ -1,0 +1,304 @@
+"""The app settings: each one's default, bounds and complaint, and that no complaint repeats a secret."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yarl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.settings import AZURE_TOKEN_SCOPE, BackendSettings, Complaint, Identity, Settings, SettingsError
+
+ROOT = Path(__file__).resolve().parents[1]
+AZURE = {"AZURE_OPENAI_ENDPOINT": "https://account.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "gpt-5.4-mini"}
+OTHER = {"AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:11434/v1", "AZURE_OPENAI_DEPLOYMENTS": "llama"}
+SECRET = "sk-4711-xyzzy"
+
+# What `relay/settings.py` reads, by its source; IDENTITY_ENDPOINT is the platform's, not an operator's.
+NAMES = sorted(
+    set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', (ROOT / "relay/settings.py").read_text()))
+    - {"IDENTITY_ENDPOINT"}
+)
+
+
+def complaints(environ: dict[str, str]) -> dict[str, str]:
+    """Which settings are complained of, and how."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.read(environ)
+    return {complaint.setting: complaint.message for complaint in caught.value.complaints}
+
+
+def test_two_settings_are_enough() -> None:
+    settings = Settings.read(AZURE)
+    name = "gpt-5.4-mini"
+    assert settings.backends == (BackendSettings(name, "https://account.openai.azure.com/openai/v1/", name, name),)
+    assert settings.identity == Identity("developer", AZURE_TOKEN_SCOPE)
+    assert settings.models == (name,)
+    assert settings.api_key is None
+    # What README.md says.
+    assert (settings.commit_wait, settings.ping_interval, settings.stream_deadline) == (5, 15, 220)
+    assert (settings.max_body_bytes, settings.max_output_tokens) == (1024 * 1024, 16384)
+
+
+def test_the_example_file_is_good() -> None:
+    values = json.loads((ROOT / "local.settings.json.example").read_text())["Values"]
+    assert Settings.read(values).models == ("gpt-5.4-mini",)
+
+
+def test_empty_is_not_set() -> None:
+    assert Settings.read(AZURE | {name: " " for name in NAMES if name not in AZURE}) == Settings.read(AZURE)
+
+
+def test_nothing_set_is_two_complaints_with_their_mends() -> None:
+    found = complaints({})
+    assert set(found) == {"AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_DEPLOYMENTS"}
+    assert "https://" in found["AZURE_OPENAI_ENDPOINT"]
+    assert "gpt-5.4-mini" in found["AZURE_OPENAI_DEPLOYMENTS"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "attribute", "good", "bad"),
+    [
+        ("COMMIT_WAIT_SECONDS", "commit_wait", ["0", "60", " 2.5 "], ["-0.1", "61", "nan", "inf", "soon", "1,5"]),
+        ("PING_INTERVAL_SECONDS", "ping_interval", ["0.05", "200"], ["0", "201", "-1", "x"]),
+        ("STREAM_DEADLINE_SECONDS", "stream_deadline", ["0.1", "3600"], ["0", "3601", "x"]),
+        ("UPSTREAM_CONNECT_TIMEOUT_SECONDS", "upstream_connect_timeout", ["0.1", "60"], ["0", "61", "x"]),
+        ("UPSTREAM_SILENCE_TIMEOUT_SECONDS", "upstream_silence_timeout", ["0.1", "3600"], ["0", "3601", "x"]),
+        ("MAX_BODY_BYTES", "max_body_bytes", ["1", "104857600"], ["0", "104857601", "-1", "1e3", "1.0", "x", "9" * 99]),
+        ("MAX_OUTPUT_TOKENS", "max_output_tokens", ["1", "1000000"], ["0", "1000001", "\u0661", "x"]),
+    ],
+)
+def test_numbers(setting: str, attribute: str, good: list[str], bad: list[str]) -> None:
+    for text in good:
+        assert getattr(Settings.read(AZURE | {setting: text}), attribute) == float(text)
+    for text in bad:
+        found = complaints(AZURE | {setting: text})
+        assert set(found) == {setting}
+        assert "must be" in found[setting]
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ("https://a.openai.azure.com", "https://a.openai.azure.com/openai/v1/"),
+        ("https://a.openai.azure.com/", "https://a.openai.azure.com/openai/v1/"),
+        (" https://a.openai.azure.com/openai ", "https://a.openai.azure.com/openai/v1/"),
+        ("https://a.openai.azure.com/openai/v1", "https://a.openai.azure.com/openai/v1/"),
+        ("https://a.openai.azure.com/openai/v1///", "https://a.openai.azure.com/openai/v1/"),
+        ("http://localhost:11434/v1", "http://localhost:11434/v1/"),
+        ("http://[::1]:8000/v1/", "http://[::1]:8000/v1/"),
+        ("https://gateway.example.com/team/llm/v1", "https://gateway.example.com/team/llm/v1/"),
+    ],
+)
+def test_addresses(given: str, base: str) -> None:
+    settings = Settings.read({"AZURE_OPENAI_ENDPOINT": given, "AZURE_OPENAI_DEPLOYMENTS": "d"})
+    assert settings.backends[0].endpoint == base
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "account.openai.azure.com",
+        "ftp://account.openai.azure.com/",
+        "https://",
+        "https:///v1",
+        "https://a.openai.azure.com/openai/deployments/gpt-5.4-mini",
+        "https://a.openai.azure.com/?api-version=2026-01-01",
+        "https://a.openai.azure.com/#x",
+        f"https://user:{SECRET}@a.openai.azure.com/",
+        f"https://{SECRET}@a.openai.azure.com/",
+        "https://a.openai.azure.com:0/",
+        "https://a.openai.azure.com:99999/",
+        "https://a.openai.azure.com:x/",
+        "https://a b.com/v1",
+        "https://[::1/v1",
+        "https://[v1.x]/v1",
+        "https://1.2.3.999/v1",
+        "https://\u2603.net/v1",
+        "https://a\x00b/v1",
+        "https://a%zz/v1",
+        "\udcff",
+    ],
+)
+def test_addresses_that_are_none(given: str) -> None:
+    found = complaints({"AZURE_OPENAI_ENDPOINT": given, "AZURE_OPENAI_DEPLOYMENTS": "d"})
+    assert set(found) == {"AZURE_OPENAI_ENDPOINT"}
+    assert SECRET not in str(found)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"https?://[\[\]a-z0-9.:@%\-]{1,20}(/openai)?(/v1)?/?", fullmatch=True))
+def test_an_address_that_is_taken_can_be_used(given: str) -> None:
+    try:
+        settings = Settings.read({"AZURE_OPENAI_ENDPOINT": given, "AZURE_OPENAI_DEPLOYMENTS": "d"})
+    except SettingsError:
+        return
+    endpoint = settings.backends[0].endpoint
+    assert endpoint.endswith("/v1/")
+    assert httpx2.URL(endpoint).host
+    assert yarl.URL(endpoint).host
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*NAMES, "IDENTITY_ENDPOINT"]),
+        st.text(st.characters(), max_size=30)
+        | st.sampled_from(
+            [*AZURE.values(), *OTHER.values(), "1", "[]", "[{}]", '[{"endpoint":"https://a/v1","deployment":"d"}]']
+        ),
+    )
+)
+def test_no_environment_raises_anything_else(environ: dict[str, str]) -> None:
+    found: tuple[Complaint, ...] = ()
+    try:
+        settings = Settings.read(environ)
+    except SettingsError as error:
+        found = error.complaints
+    else:
+        assert settings.backends
+        # Whatever was taken can be sent: as JSON, and in a header.
+        json.dumps([vars_of(backend) for backend in settings.backends], ensure_ascii=False).encode()
+        assert (settings.api_key or "k").isascii()
+        assert (settings.api_key or "k").isprintable()
+    for complaint in found:
+        assert complaint.setting.split("[")[0] in NAMES
+        assert len(complaint.message) > 10
+
+
+def vars_of(backend: BackendSettings) -> dict[str, Any]:
+    return {name: getattr(backend, name) for name in ("name", "endpoint", "deployment", "model", "priority")}
+
+
+def test_several_deployments_the_first_one_is_the_default() -> None:
+    settings = Settings.read(AZURE | {"AZURE_OPENAI_DEPLOYMENTS": " b , a,,b "})
+    assert settings.models == ("b", "a")
+
+
+class TestAListOfBackends:
+    def read(self, *entries: Any, **more: str) -> Settings:
+        return Settings.read({"AZURE_OPENAI_BACKENDS": json.dumps(entries), **more})
+
+    def wrong(self, *entries: Any, **more: str) -> dict[str, str]:
+        return complaints({"AZURE_OPENAI_BACKENDS": json.dumps(entries), **more})
+
+    def test_all_of_it(self) -> None:
+        settings = self.read(
+            {"endpoint": "https://one.openai.azure.com", "deployment": "mini-1", "model": "mini", "name": "eu"},
+            {"endpoint": "https://two.openai.azure.com", "deployment": "mini-2", "model": "mini", "priority": 2},
+            {"endpoint": "https://two.openai.azure.com", "deployment": "large"},
+        )
+        assert settings.backends == (
+            BackendSettings("eu", "https://one.openai.azure.com/openai/v1/", "mini-1", "mini", 1),
+            BackendSettings("two/mini-2", "https://two.openai.azure.com/openai/v1/", "mini-2", "mini", 2),
+            BackendSettings("two/large", "https://two.openai.azure.com/openai/v1/", "large", "large", 1),
+        )
+        assert settings.models == ("mini", "large")
+
+    @pytest.mark.parametrize(
+        "text", ["{}", "[", "[1]", '[{"endpoint": "https://a/v1"}]', "\udcff", '[{"x": 1}]', "null"]
+    )
+    def test_what_is_no_list(self, text: str) -> None:
+        found = complaints({"AZURE_OPENAI_BACKENDS": text})
+        assert set(found) == {"AZURE_OPENAI_BACKENDS"}
+        assert '"deployment"' in found["AZURE_OPENAI_BACKENDS"]
+
+    def test_each_entry_is_complained_of_by_its_place(self) -> None:
+        found = self.wrong(
+            {"endpoint": "https://one.openai.azure.com", "deployment": " "},
+            {"endpoint": "two", "deployment": "d"},
+            {"endpoint": "https://one.openai.azure.com", "deployment": "d", "priority": -1},
+        )
+        assert {"AZURE_OPENAI_BACKENDS[0].deployment", "AZURE_OPENAI_BACKENDS[1].endpoint"} < set(found)
+        assert "AZURE_OPENAI_BACKENDS[2].priority" in found
+
+    def test_the_same_twice(self) -> None:
+        entry = {"endpoint": "https://one.openai.azure.com", "deployment": "d"}
+        assert set(self.wrong(entry, entry)) == {"AZURE_OPENAI_BACKENDS[1].name"}
+
+    def test_none_at_all(self) -> None:
+        assert set(self.wrong()) == {"AZURE_OPENAI_BACKENDS"}
+
+    def test_both_ways_at_once(self) -> None:
+        entry = {"endpoint": "https://one.openai.azure.com", "deployment": "d"}
+        assert set(self.wrong(entry, **AZURE)) == set(AZURE)
+
+    def test_servers_of_azure_and_others(self) -> None:
+        entries = (
+            {"endpoint": "https://one.openai.azure.com", "deployment": "d"},
+            {"endpoint": "https://other.example.com/v1", "deployment": "d"},
+        )
+        found = self.wrong(*entries)
+        assert "AZURE_OPENAI_TOKEN_SCOPE" in found["AZURE_OPENAI_BACKENDS"]
+        assert self.read(*entries, AZURE_OPENAI_TOKEN_SCOPE=AZURE_TOKEN_SCOPE).identity
+
+
+class TestTheIdentity:
+    def test_in_azure_it_is_the_managed_one(self) -> None:
+        settings = Settings.read(AZURE | {"IDENTITY_ENDPOINT": "http://169.254.1.1/msi", "AZURE_CLIENT_ID": "id"})
+        assert settings.identity == Identity("managed", AZURE_TOKEN_SCOPE, "id")
+
+    def test_a_key_takes_its_place(self) -> None:
+        settings = Settings.read(AZURE | {"AZURE_OPENAI_API_KEY": f" {SECRET} "})
+        assert (settings.identity, settings.api_key) == (None, SECRET)
+
+    @pytest.mark.parametrize(
+        "host",
+        ["azure.com", "evil-openai.azure.com.example.com", "openai.azure.com.", "xopenai.azure.com", "127.0.0.1"],
+    )
+    def test_a_server_that_is_not_azures_gets_none(self, host: str) -> None:
+        settings = Settings.read(OTHER | {"AZURE_OPENAI_ENDPOINT": f"https://{host}/v1"})
+        assert settings.identity is None
+
+    def test_unless_told_so(self) -> None:
+        settings = Settings.read(OTHER | {"AZURE_OPENAI_TOKEN_SCOPE": "api://gateway/.default"})
+        assert settings.identity == Identity("developer", "api://gateway/.default")
+
+    @pytest.mark.parametrize("host", ["a.openai.azure.com", "A.OPENAI.AZURE.COM", "a.services.ai.azure.com"])
+    def test_no_token_in_plain_text(self, host: str) -> None:
+        found = complaints(AZURE | {"AZURE_OPENAI_ENDPOINT": f"http://{host}/"})
+        assert set(found) == {"AZURE_OPENAI_ENDPOINT"}
+        assert "https://" in found["AZURE_OPENAI_ENDPOINT"]
+
+    def test_no_token_in_plain_text_to_one_of_a_list(self) -> None:
+        found = complaints({"AZURE_OPENAI_BACKENDS": '[{"endpoint":"http://a.openai.azure.com","deployment":"d"}]'})
+        assert {name.split("[")[0] for name in found} == {"AZURE_OPENAI_BACKENDS"}
+
+    @pytest.mark.parametrize("scope", ["nonsense", "https://", "a b://c"])
+    def test_a_scope_that_is_none(self, scope: str) -> None:
+        assert set(complaints(AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": scope})) == {"AZURE_OPENAI_TOKEN_SCOPE"}
+
+
+class TestSecrets:
+    def test_a_key_is_in_no_text_of_the_settings(self) -> None:
+        settings = Settings.read(AZURE | {"AZURE_OPENAI_API_KEY": SECRET})
+        assert SECRET not in repr(settings)
+        assert SECRET not in str(settings)
+
+    @pytest.mark.parametrize("key", [f"{SECRET}\nx", f"{SECRET} x", f"\u00e9{SECRET}", f"{SECRET}\x00"])
+    def test_a_key_that_no_header_can_carry(self, key: str) -> None:
+        found = complaints(AZURE | {"AZURE_OPENAI_API_KEY": key})
+        assert set(found) == {"AZURE_OPENAI_API_KEY"}
+        assert SECRET not in str(found)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_no_complaint_repeats_a_value(self, name: str) -> None:
+        found = complaints(AZURE | {name: f"{SECRET}\n"} | {"PING_INTERVAL_SECONDS": f"x{SECRET}"})
+        assert SECRET not in str(found)
+
+
+class TestDocumentation:
+    def test_there_are_settings_to_document(self) -> None:
+        assert {"AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "COMMIT_WAIT_SECONDS", "MAX_BODY_BYTES"} <= set(NAMES)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_setting_is_in_the_readme(self, name: str) -> None:
+        assert f"`{name}`" in (ROOT / "README.md").read_text()
+
+    def test_the_readme_knows_no_setting_that_is_not_read(self) -> None:
+        named = set(re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+        sources = "".join(path.read_text() for path in [*ROOT.glob("relay/*.py"), ROOT / "function_app.py"])
+        assert named
+        assert {name for name in named if name not in sources} == set()
