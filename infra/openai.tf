@@ -1,15 +1,20 @@
 # The Azure OpenAI accounts and their model deployments, as open_ai_instances lists them.
 
 locals {
-  # By position first: the order is the priority, and the first model of the first instance is the app's default.
+  # The first keeps its name when a second one joins it.
+  default_account_names = [
+    for position in range(length(var.open_ai_instances)) : position == 0 ? local.names.openai_account : "${local.names.openai_account}-${position + 1}"
+  ]
+
+  # The order is the priority, and the first model of the first instance is the app's default.
   instances = [
     for position, instance in var.open_ai_instances : {
       key  = coalesce(instance.name, "openai-${position + 1}")
-      name = coalesce(instance.name, length(var.open_ai_instances) == 1 ? local.names.openai_account : "${local.names.openai_account}-${position + 1}")
+      name = coalesce(instance.name, local.default_account_names[position])
       # An address must be unique in the world, which a name that a person chose seldom is: hence the hash.
-      subdomain = coalesce(instance.custom_subdomain_name, instance.name == null ? lower(
-        length(var.open_ai_instances) == 1 ? local.names.openai_account : "${local.names.openai_account}-${position + 1}"
-      ) : "${trim(substr(replace(lower(instance.name), "/[^a-z0-9-]/", "-"), 0, 57), "-")}-${local.name_hash}")
+      subdomain = coalesce(instance.custom_subdomain_name, instance.name == null ? lower(local.default_account_names[position]) : (
+        "${trim(substr(replace(lower(instance.name), "/[^a-z0-9-]/", "-"), 0, 57), "-")}-${local.name_hash}"
+      ))
       region   = lower(replace(coalesce(instance.region, local.location), " ", ""))
       sku      = instance.sku
       priority = coalesce(instance.priority, position + 1)

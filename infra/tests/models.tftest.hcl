@@ -176,6 +176,19 @@ run "fall_backs_of_name_and_address" {
   }
 }
 
+run "a_second_account_leaves_the_first_alone" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{}, {}]
+  }
+
+  assert {
+    condition     = azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}" && azurerm_cognitive_account.openai["openai-2"].name == "oai-relay-dev-${local.name_hash}-2"
+    error_message = "The first account is renamed, which replaces it."
+  }
+}
+
 run "relay_settings_reach_the_app" {
   command = plan
 
