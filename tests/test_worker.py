@@ -1,0 +1,97 @@
+"""The mends of the official worker's library: each still needed, and each at work. One that fails here can go."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Each runs in a process of its own, as the library and uvicorn keep their state in their modules.
+REQUESTS = """
+import asyncio, json
+from azure_functions_runtime import http_v2
+{mend}
+async def serve(count):
+    coordinator = http_v2.HttpCoordinator()
+    for number in range(count):
+        invocation = f"invocation-{{number}}"
+        coordinator.set_http_request(invocation, object())
+        await coordinator.get_http_request_async(invocation)
+        coordinator.set_http_response(invocation, number)
+        assert await coordinator.await_http_response_async(invocation) == number
+    return len(coordinator._context_references)
+print(json.dumps(asyncio.run(serve(50))))
+"""
+
+FAILED = """
+import asyncio, json
+from azure_functions_runtime import http_v2
+{mend}
+async def serve():
+    coordinator = http_v2.HttpCoordinator()
+    coordinator.set_http_request("i", object())
+    await coordinator.get_http_request_async("i")
+    coordinator.set_http_response("i", ValueError("from the function"))
+    answer = await coordinator.await_http_response_async("i")
+    return [type(answer).__name__, len(coordinator._context_references)]
+print(json.dumps(asyncio.run(serve())))
+"""
+
+ACCESS_LOG = """
+import json, logging, uvicorn
+{mend}
+config = uvicorn.Config(app=None)
+print(json.dumps(logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO)))
+"""
+
+MEND = "from relay import worker; worker.mend(); worker.mend()"
+
+
+def run(script: str, *, mend: bool) -> Any:
+    """What the script prints, with the mends or without."""
+    done = subprocess.run(
+        [sys.executable, "-c", script.format(mend=MEND if mend else "")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_library_still_keeps_every_request() -> None:
+    assert run(REQUESTS, mend=False) == 50, "azure-functions-runtime forgets by itself: drop forget_finished_requests"
+
+
+def test_the_mend_lets_it_forget() -> None:
+    assert run(REQUESTS, mend=True) == 0
+
+
+def test_a_function_that_raised_is_forgotten_too() -> None:
+    assert run(FAILED, mend=True) == ["ValueError", 0]
+
+
+def test_uvicorn_still_logs_every_request() -> None:
+    assert run(ACCESS_LOG, mend=False) is True, "uvicorn's access log is off by itself: drop quiet_access_log"
+
+
+def test_the_mend_silences_it() -> None:
+    assert run(ACCESS_LOG, mend=True) is False
+
+
+def test_a_library_that_has_changed_is_left_alone() -> None:
+    script = """
+import json, sys, types
+module = types.ModuleType("azure_functions_runtime.http_v2")
+class HttpCoordinator:
+    pass
+module.HttpCoordinator = HttpCoordinator
+sys.modules["azure_functions_runtime.http_v2"] = module
+{mend}
+print(json.dumps([name for name in vars(HttpCoordinator) if "pop" in name]))
+"""
+    assert run(script, mend=True) == []
