@@ -46,6 +46,39 @@ config = uvicorn.Config(app=None)
 print(json.dumps(logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO)))
 """
 
+SPANS = """
+import asyncio, json
+from azurefunctions.extensions.http.fastapi import web
+from opentelemetry import trace
+{mend}
+names = []
+class Tracer(trace.NoOpTracer):
+    def start_span(self, name, *args, **kwargs):
+        names.append(name)
+        return super().start_span(name, *args, **kwargs)
+class Provider(trace.TracerProvider):
+    def get_tracer(self, *args, **kwargs):
+        return Tracer()
+trace.set_tracer_provider(Provider())
+app = web.WebApp()
+async def answer(request):
+    return web.FastApiResponse("x")
+app.web_app.add_api_route("/{{path:path}}", answer, methods=["POST"])
+async def ask():
+    scope = {{
+        "type": "http", "asgi": {{"version": "3.0"}}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/stream", "raw_path": b"/stream", "query_string": b"code=KEY", "root_path": "", "headers": [],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+    }}
+    async def receive():
+        return {{"type": "http.request", "body": b"", "more_body": False}}
+    async def send(message):
+        pass
+    await app.web_app(scope, receive, send)
+asyncio.run(ask())
+print(json.dumps(names))
+"""
+
 MEND = "from relay import worker; worker.mend(); worker.mend()"
 
 
@@ -81,6 +114,14 @@ def test_uvicorn_still_logs_every_request() -> None:
 
 def test_the_mend_silences_it() -> None:
     assert run(ACCESS_LOG, mend=True) is False
+
+
+def test_fastapi_still_makes_spans_with_the_whole_address() -> None:
+    assert run(SPANS, mend=False), "FastAPI traces nothing by itself: drop trace_no_requests"
+
+
+def test_the_mend_leaves_none() -> None:
+    assert run(SPANS, mend=True) == []
 
 
 def test_a_library_that_has_changed_is_left_alone() -> None:
