@@ -6,6 +6,7 @@ with the response, in the response's `extensions`, which exist for such things; 
 """
 
 import asyncio
+import contextlib
 import email.utils
 import math
 import re
@@ -113,7 +114,7 @@ class EntraToken:
     def _fetched(self, task: asyncio.Task[None]) -> None:
         self._fetching = None
         if not task.cancelled() and task.exception() is not None and time.time() < self._ends:
-            self._renew_at = time.time() + _RENEW_AGAIN
+            self._renew_at = min(time.time() + _RENEW_AGAIN, self._ends)
 
     async def _fetch(self) -> None:
         # azure-identity is slow to import and slow to make: only who needs a token pays for it.
@@ -299,12 +300,11 @@ class _ErrorBody(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
-        try:
+        # A body that breaks off is as good as none: the status has said what there is to say.
+        with contextlib.suppress(*StreamedAnswer.broken):
             while size < _LONGEST_ERROR_BODY and (chunk := await self._response.content.readany()):
                 size += len(chunk)
                 yield chunk
-        except StreamedAnswer.broken as error:
-            raise httpx2.ReadError("the error's body broke off") from error
 
     async def aclose(self) -> None:
         self._response.close()
