@@ -8,10 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv that was left half made is made anew.
 .DELETE_ON_ERROR:
 
-.PHONY: help start test lint format clean
+.PHONY: help start test lint format deploy destroy infra-test clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 start: $(VENV)/.for-start local.settings.json ## the app and a simulated model on this machine; PORT=8080 for another port
 	@$(PYTHON) -m local $(if $(PORT),--port $(PORT))
@@ -29,6 +29,18 @@ lint: $(VENV)/.for-tests ## ruff and mypy
 format: $(VENV)/.for-tests ## let ruff format and mend what it can
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+
+deploy: ## make everything in Azure and publish the app; ARGS="-var-file env/prod.tfvars"
+	@terraform -chdir=infra init -input=false
+	@terraform -chdir=infra apply $(ARGS)
+
+destroy: ## remove all of it from Azure
+	@terraform -chdir=infra destroy $(ARGS)
+
+infra-test: ## validate and test the deployment against a mocked Azure
+	@terraform -chdir=infra init -backend=false -input=false
+	@terraform -chdir=infra validate
+	@terraform -chdir=infra test
 
 clean: ## remove .venv and what the tools leave behind; local.settings.json stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
