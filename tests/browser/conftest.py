@@ -4,15 +4,16 @@ The browser lives as long as the session, so all of it runs in the session's eve
 tests skip and say what is missing; under CI (`CI=true`) they fail instead.
 """
 
+import importlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
 from local.model_service import ModelService
+from tests.browser import chromium
 from tests.end_to_end.conftest import app_settings, functions_app, model_service_port
 from tests.end_to_end.hosting import HostedApp
 
@@ -21,40 +22,24 @@ if TYPE_CHECKING:
 
     from tests.browser.chat_page import ChatPage
 
+if os.environ.get("CI") == "true":
+    for module in ("playwright", "axe_playwright_python"):
+        importlib.import_module(module)  # fails here, where the test modules would skip
+
 __all__ = ("app_settings", "functions_app", "model_service_port")
-
-_FLAGS = (
-    "--no-sandbox",  # containers, CI's among them, run as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    # Whatever a page may try to fetch from elsewhere finds nobody there.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
-
-
-def _unavailable(reason: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator["Browser"]:
     """Headless Chromium."""
-    try:
-        from playwright.async_api import async_playwright, expect
-    except ImportError:
-        _unavailable("No Playwright here: pip install -r tests/browser/requirements.txt")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        _unavailable("No Chromium here: apt-get install chromium")
+    from playwright.async_api import async_playwright, expect
+
+    executable = chromium.program()
+    if executable is None:
+        chromium.missing("no Chromium here: apt-get install chromium")
     expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
+        browser = await playwright.chromium.launch(executable_path=executable, args=list(chromium.FLAGS))
         yield browser
         await browser.close()
 

@@ -9,6 +9,7 @@ from local.model_service import BY_HAND, EVERY, ModelService
 from tests.browser.test_markdown import EVERYTHING
 
 pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
+pytest.importorskip("axe_playwright_python", reason="pip install -r tests/browser/requirements.txt")
 
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import expect
@@ -150,7 +151,7 @@ async def test_a_phone_shows_all_without_scrolling_sideways(
         EVERYTHING
         + f"\n\n{long * 2}\n\n| {long} | {long} |\n|---|---|\n| a | b |\n\n`{long}`\n\nhttps://example.com/{long}"
     )
-    overflow = "document.documentElement.scrollWidth - innerWidth"
+    overflow = f"document.documentElement.scrollWidth - {width}"  # a phone widens its own idea of `innerWidth`
     assert await chat.page.evaluate(overflow) <= 0
     await chat.ask_and_wait(long)
     assert await chat.page.evaluate(overflow) <= 0

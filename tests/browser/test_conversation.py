@@ -8,7 +8,7 @@ from local.model_service import BY_HAND, ModelService
 
 pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
 
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.browser.chat_page import ChatPage, new_tab
 
@@ -153,9 +153,12 @@ async def test_a_message_can_be_edited_and_sent_again(chat: ChatPage, model_serv
     await expect(edit).to_be_focused()
     await expect(chat.answers).to_have_count(2)
     await edit.click()
+    await chat.button("Cancel").click()
+    await expect(chat.page.locator(".bubble").first).to_have_text("say: one")
+    await edit.click()
     await expect(field).to_have_value("say: one")
     await field.fill("say: three")
-    await field.press("Enter")
+    await chat.page.locator(".edit").get_by_role("button", name="Send", exact=True).click()
     await expect(chat.words).to_have_text("three")
     await chat.is_done()
     await expect(chat.answers).to_have_count(1)
@@ -293,3 +296,20 @@ async def test_the_page_follows_until_the_reader_scrolls_away(chat: ChatPage, mo
     model_service.release(40)
     await expect(chat.words).to_contain_text("Line 159.")
     assert await chat.page.evaluate(distance) < 3
+
+
+async def test_the_page_works_under_any_prefix(chat: ChatPage) -> None:
+    prefix = chat.url + "/any/prefix"
+
+    asked = []
+
+    async def without_prefix(route: Route) -> None:
+        asked.append(route.request.url)
+        await route.continue_(url=route.request.url.replace("/any/prefix", ""))
+
+    await chat.page.route("**/any/prefix/**", without_prefix)
+    await chat.page.goto(prefix + "/chat/?code=nothing")
+    await expect(chat.models.locator("option")).to_have_count(2)
+    await chat.ask_and_wait("say: here too")
+    await expect(chat.words).to_have_text("here too")
+    assert asked == [f"{prefix}/chat/?code=nothing", f"{prefix}/v1/models", f"{prefix}/stream"]

@@ -175,6 +175,7 @@ async def test_without_a_network_the_app_cannot_be_reached(chat: ChatPage) -> No
     ("answer", "said"),
     [
         ({"status": 401, "headers": {"www-authenticate": 'Bearer realm="app"'}}, "Your sign-in has ended"),
+        ({"status": 302, "headers": {"location": "https://login.example/"}}, "Your sign-in has ended"),
         ({"status": 403, "body": ""}, "You are not allowed to use this app"),
         (
             {"status": 404, "body": "<h1>Not here</h1>", "content_type": "text/html"},
