@@ -311,6 +311,7 @@ async def insightful(
         f"IngestionEndpoint={endpoint};LiveEndpoint={endpoint}",
         "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",  # to Microsoft's own, not to this endpoint
         "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
+        "OTEL_TRACES_SAMPLER": "always_on",  # by itself it keeps a few spans a second
         "OTEL_BSP_SCHEDULE_DELAY": "200",
         "OTEL_BLRP_SCHEDULE_DELAY": "200",
         "OTEL_METRIC_EXPORT_INTERVAL": "700",
