@@ -158,7 +158,7 @@ RATE_LIMITED: Final = _problem(
     "rate_limited",
     HTTPStatus.TOO_MANY_REQUESTS,
     "The model is busy",
-    "Every deployment of this model refuses for now. Wait before you try again: retry_after seconds, where it is given.",
+    "Every deployment of this model refuses for now. Wait before you try again: retry_after seconds, where given.",
 )
 INTERNAL_ERROR: Final = _problem(
     "internal_error",
