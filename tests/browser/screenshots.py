@@ -3,6 +3,7 @@
 import asyncio
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -89,9 +90,9 @@ async def main() -> None:
         settings = {"AZURE_OPENAI_BACKENDS": json.dumps(backends)}
         browser = await playwright.chromium.launch(executable_path=program(), args=list(FLAGS))
         with HostedApp(Path(tempfile.mkdtemp()), env=settings) as host:
-            for name in ("light", "dark", "phone"):
-                take = phone(browser, host, service) if name == "phone" else desktop(browser, host, service, name)
-                page = await take
+            for name in ("desktop-light", "desktop-dark", "phone"):
+                take = phone if name == "phone" else partial(desktop, scheme=name.removeprefix("desktop-"))
+                page = await take(browser, host, service)
                 await page.mouse.move(0, 0)
                 path = FOLDER / f"{name}.png"
                 await page.screenshot(path=path, animations="disabled", caret="hide")

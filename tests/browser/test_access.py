@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from local.model_service import BY_HAND, EVERY, ModelService
-from tests.browser.test_markdown import EVERYTHING
 
 pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
 pytest.importorskip("axe_playwright_python", reason="pip install -r tests/browser/requirements.txt")
@@ -15,6 +14,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import expect
 
 from tests.browser.chat_page import ChatPage
+from tests.browser.samples import EVERYTHING
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
