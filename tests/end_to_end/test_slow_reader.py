@@ -113,3 +113,26 @@ async def test_one_who_never_reads_is_let_go_at_the_deadline(
         assert model_service.requests[-1].ended == "aborted"
     finally:
         writer.close()
+
+
+async def test_a_break_takes_no_words_from_one_who_is_behind(roomy_app: HostedApp, model_service: ModelService) -> None:
+    async with roomy_app.client() as client:
+        await eventually(lambda: answered(client), within=10)
+    model_service.requests.clear()
+    model_service.tokens_per_write = 1
+    model_service.answer([f"<{number}>" + "z" * 20_000 for number in range(601)])
+    model_service.faults["*"] = "cut-midway-600"
+    reader, writer = await slow_reader(roomy_app)
+    content = b""
+    try:
+        await model_service.wait_for(lambda service: service.requests and service.requests[-1].tokens > 10)
+        while chunk := await asyncio.wait_for(reader.read(1 << 16), 5):
+            content += chunk
+            await asyncio.sleep(0.002)
+            if b"event: error" in content[-2000:]:
+                break
+    finally:
+        writer.close()
+    assert content.count(b"z") == 600 * 20_000
+    assert b"<599>" in content
+    assert b"upstream_interrupted" in content
