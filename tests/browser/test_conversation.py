@@ -135,8 +135,10 @@ async def test_retry_asks_the_same_again(chat: ChatPage, model_service: ModelSer
     model_service.answer("A first try.")
     await chat.ask_and_wait("Try")
     model_service.answer("A second try.")
-    await chat.button("Retry").click()
+    await chat.button("Retry").focus()
+    await chat.page.keyboard.press("Enter")
     await expect(chat.words).to_have_text("A second try.")
+    await expect(chat.prompt).to_be_focused()
     await chat.is_done()
     await expect(chat.answers).to_have_count(1)
     assert conversation(model_service) == [{"role": "user", "content": "Try"}]
@@ -227,6 +229,25 @@ async def test_a_reload_midway_keeps_what_had_come_and_says_so(chat: ChatPage, m
     await expect(chat.words).to_have_text("Half of")
     await expect(chat.answer.locator(".note")).to_contain_text("reloaded before the answer was complete")
     await model_service.wait_for(lambda service: service.requests[-1].ended == "aborted", timeout=3)
+
+
+async def test_a_conversation_that_does_not_fit_the_tabs_memory_goes_on(chat: ChatPage) -> None:
+    warning = chat.page.get_by_role("alert")
+    await chat.page.evaluate("sessionStorage.setItem('other', 'x'.repeat(5 * 1024 * 1024 - 200))")
+    await chat.ask_and_wait("say: " + "long " * 100)
+    await expect(warning).to_contain_text("will not survive a reload")
+    await chat.page.evaluate("sessionStorage.removeItem('other')")
+    await chat.ask_and_wait("say: it fits again")
+    await expect(warning).to_be_hidden()
+
+
+async def test_memories_that_make_no_sense_are_left_out(chat: ChatPage) -> None:
+    for nonsense in ("{", "[]", "null", '{"turns": [null, 1, {"role": "user"}, {"role": "tool", "text": "x"}]}'):
+        await chat.page.goto(chat.url + "/health")  # the same tab's memory, without the page that keeps it in order
+        await chat.page.evaluate("text => sessionStorage.setItem('/chat#chat', text)", nonsense)
+        await chat.open()
+        await expect(chat.page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
+        await expect(chat.page.locator(".turn")).to_have_count(0)
 
 
 async def test_a_new_chat_begins_empty_and_the_old_one_can_come_back(
