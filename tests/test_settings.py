@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 import yarl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.settings import AZURE_TOKEN_SCOPE, BackendSettings, Complaint, Identity, Settings, SettingsError
@@ -130,6 +130,7 @@ def test_addresses_that_are_none(given: str) -> None:
     assert SECRET not in str(found)
 
 
+@settings(max_examples=60)
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\[\]a-z0-9.:@%\-]{1,20}(/openai)?(/v1)?/?", fullmatch=True))
 def test_an_address_that_is_taken_can_be_used(given: str) -> None:
     try:
