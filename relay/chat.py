@@ -156,6 +156,8 @@ class _Reading:
         value = self._value(name)
         if value is None:
             return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.complain(name, "must be a whole number greater than 0")
             return None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from relay.completion import Completion, Reading
@@ -29,8 +29,14 @@ def _form(value: Any) -> str | None:
     return "text" if isinstance(value, str) else "conversation" if isinstance(value, list) else None
 
 
-Text = Annotated[str, Field(pattern=r"\S")]
+# White space to both dialects, of JSON Schema (ECMA-262) and of this validator (Rust), which differ in two characters.
+Text = Annotated[str, Field(pattern=r"[^\s\x85\uFEFF]")]
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def _whole(value: Any) -> Any:
+    """348.0 is a whole number as much as 348 is (JSON Schema, validation, section 6.1.1)."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Prompt(_Asked):
@@ -41,7 +47,7 @@ class Prompt(_Asked):
     model: Annotated[str, Field(min_length=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    max_output_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_output_tokens: Annotated[int, Field(gt=0), BeforeValidator(_whole)] | None = None
     reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     stream: bool = True
 

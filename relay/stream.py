@@ -83,7 +83,7 @@ class Stream:
         self._pending = b""  # words that came in one read with the terminal event, and go out in one write with it
         self._spoken = False
         self._task = self._loop.create_task(self._live())
-        self._leaving = self._loop.create_task(self._watch_caller())
+        self._leaving: asyncio.Task[None] | None = self._loop.create_task(self._watch_caller())
         self._timer = self._loop.call_at(self._due(), self._tick)
 
     async def respond(self) -> Response:
@@ -292,9 +292,12 @@ class Stream:
         self._abort()
         self._route.leave()
         self._timer.cancel()
-        self._leaving.cancel()
-        if self._pinging is not None:
-            self._pinging.cancel()
+        # A cancelled task keeps its error, whose traceback leads back here: without this, all that a stream held would
+        # wait for the garbage collector's rarest run.
+        for task in (self._leaving, self._pinging):
+            if task is not None:
+                task.cancel()
+        self._leaving = self._pinging = None
 
     # What goes out
 
@@ -302,9 +305,10 @@ class Stream:
         if self._send is None or not self._sender.done():
             if not self._committed.done():
                 self._committed.set_result(None)
-            await self._sender
+            await asyncio.wait((self._sender,))
         if self._pinging is not None:
-            await self._pinging
+            # `wait`, because a deadline that ends the waiting must not cancel what is waited for.
+            await asyncio.wait((self._pinging,))
             self._pinging = None
         assert self._send is not None  # noqa: S101 (set before the future that was awaited)
         await self._send({"type": "http.response.body", "body": content, "more_body": not last})
