@@ -1,22 +1,40 @@
 """What the model writes, as the page renders it: right, the same however it was cut, and never markup that runs."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import pytest_asyncio
 
 from local.model_service import ModelService
+from tests.end_to_end.hosting import HostedApp
 
 pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
 
-from playwright.async_api import expect
+from playwright.async_api import Browser, expect
 
-from tests.browser.chat_page import ChatPage
+from tests.browser.chat_page import ChatPage, new_tab
 from tests.browser.samples import EVERYTHING
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 type OpenChat = Callable[..., Awaitable[ChatPage]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def one_tab(browser: Browser, app: HostedApp) -> AsyncIterator[ChatPage]:
+    """One tab for all the tests that need no tab of their own."""
+    context = await browser.new_context(viewport={"width": 1180, "height": 860})
+    yield await new_tab(context, app.url)
+    await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def sheet(one_tab: ChatPage, model_service: ModelService) -> AsyncIterator[ChatPage]:
+    """A new chat in that tab."""
+    await one_tab.button("New chat").click()
+    yield one_tab
+    one_tab.is_clean()
 
 
 def in_steps(text: str, size: int) -> list[str]:
@@ -60,18 +78,18 @@ async def write(chat: ChatPage, service: ModelService, text: str | list[str]) ->
     ],
 )  # fmt: skip
 async def test_a_construct_becomes_what_it_should(
-    chat: ChatPage, model_service: ModelService, source: str, markup: str | None
+    sheet: ChatPage, model_service: ModelService, source: str, markup: str | None
 ) -> None:
-    written = await write(chat, model_service, source)
+    written = await write(sheet, model_service, source)
     if markup is not None:
         assert written == markup
     else:
-        assert await chat.words.locator("li").first.locator("code").inner_text() == "code\n"
+        assert await sheet.words.locator("li").first.locator("code").inner_text() == "code\n"
 
 
-async def test_links_lead_where_they_say(chat: ChatPage, model_service: ModelService) -> None:
-    await write(chat, model_service, EVERYTHING)
-    links = await chat.words.locator("a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")
+async def test_links_lead_where_they_say(sheet: ChatPage, model_service: ModelService) -> None:
+    await write(sheet, model_service, EVERYTHING)
+    links = await sheet.words.locator("a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")
     assert links == [
         ["a link", "https://example.com/a_(b)?q=1&r=2"],
         ["https://example.com/auto", "https://example.com/auto"],
@@ -81,15 +99,15 @@ async def test_links_lead_where_they_say(chat: ChatPage, model_service: ModelSer
     ]
 
 
-async def test_code_keeps_every_character(chat: ChatPage, model_service: ModelService) -> None:
-    await write(chat, model_service, EVERYTHING)
-    blocks = chat.words.locator("pre code")
+async def test_code_keeps_every_character(sheet: ChatPage, model_service: ModelService) -> None:
+    await write(sheet, model_service, EVERYTHING)
+    blocks = sheet.words.locator("pre code")
     assert await blocks.all_text_contents() == [
         'def f(x):\n\treturn "<i>" + x  # & more\n\n',
         "indented code\n",
         "tildes\n",
     ]
-    await expect(chat.words.get_by_role("region", name="Code, python")).to_be_visible()
+    await expect(sheet.words.get_by_role("region", name="Code, python")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
@@ -237,7 +255,7 @@ async def test_the_policy_stops_a_script_that_got_in(chat: ChatPage) -> None:
     ],
     ids=lambda source: source[:6].strip() or "spaces",
 )
-async def test_no_text_makes_the_page_hang(chat: ChatPage, model_service: ModelService, source: str) -> None:
+async def test_no_text_makes_the_page_hang(sheet: ChatPage, model_service: ModelService, source: str) -> None:
     model_service.tokens_per_write = 1
-    await write(chat, model_service, in_steps(source, 4000))
-    assert await chat.page.evaluate("1 + 1") == 2
+    await write(sheet, model_service, in_steps(source, 4000))
+    assert await sheet.page.evaluate("1 + 1") == 2
