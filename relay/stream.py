@@ -111,8 +111,11 @@ class Stream:
         self._send = send
         if ping and self._format.ping and self._waiting:
             await self._write_ping()
-        if not self._sender.done():
-            self._sender.set_result(send)
+        self._sender.set_result(send)
+        if not self._task.done():
+            self._wrote = self._loop.time()
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._tick)
         try:
             await asyncio.wait((self._task,))
         finally:
@@ -335,7 +338,7 @@ class Stream:
     def _due(self) -> float:
         """When there is next something to look at, in the loop's time."""
         due = min(self._deadline, self._heard + self._settings.upstream_silence_timeout)
-        if self._format.ping:
+        if self._format.ping and self._sender.done():
             due = min(due, self._wrote + self._settings.ping_interval)
         return due
 

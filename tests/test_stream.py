@@ -84,17 +84,7 @@ async def test_words_and_their_end(service: ModelService) -> None:
     assert b"one " in caller.content
 
 
-@pytest.mark.parametrize(
-    "words_wait",
-    [
-        pytest.param(False, id="in a ping"),
-        pytest.param(
-            True,
-            id="in words behind a ping",
-            marks=pytest.mark.xfail(strict=True, reason="the cancelled ping is awaited again: no terminal event"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("words_wait", [False, True], ids=["in a ping", "in words behind a ping"])
 async def test_the_deadline_finds_a_caller_who_has_not_taken_a_ping(service: ModelService, words_wait: bool) -> None:
     caller = Caller()
     async with streaming(

@@ -134,7 +134,6 @@ async def test_streams_keep_their_pace_beside_many_others(loaded_app: HostedApp,
     assert statistics.median(late) < 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="a stream is a cycle of references, which only the garbage collector frees")
 async def test_a_stream_that_has_ended_is_gone_at_once(loaded_app: HostedApp, model_service: ModelService) -> None:
     """Without the garbage collector: under load it comes late, and memory that waits for it is memory that grows."""
     async with loaded_app.client() as client:

@@ -267,7 +267,6 @@ def patient_app(functions_app: Callable[..., HostedApp], app_settings: dict[str,
     return functions_app(env=app_settings | {"COMMIT_WAIT_SECONDS": "0.3", "PING_INTERVAL_SECONDS": "0.2"})
 
 
-@pytest.mark.xfail(strict=True, reason="a ping that falls due before the commit is looked at again only a second later")
 async def test_the_status_comes_when_the_wait_is_over_and_pings_fill_the_silence(
     patient_app: HostedApp, model_service: ModelService
 ) -> None:
