@@ -8,10 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv that was left half made is made anew.
 .DELETE_ON_ERROR:
 
-.PHONY: help start test lint format deploy destroy infra-test clean
+.PHONY: help start test lint format deploy destroy infra-test screenshots clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 start: $(VENV)/.for-start local.settings.json ## the app and a simulated model on this machine; PORT=8080 for another port
 	@$(PYTHON) -m local $(if $(PORT),--port $(PORT))
@@ -41,6 +41,9 @@ infra-test: ## validate and test the deployment against a mocked Azure
 	@terraform -chdir=infra init -backend=false -input=false
 	@terraform -chdir=infra validate
 	@terraform -chdir=infra test
+
+screenshots: $(VENV)/.for-tests ## the README's pictures of the chat page (needs Chromium)
+	@$(PYTHON) -m tests.browser.screenshots
 
 clean: ## remove .venv and what the tools leave behind; local.settings.json stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -83,5 +86,5 @@ endef
 $(VENV)/.for-start: requirements.txt local/requirements.txt | $(PYTHON)
 	$(call install,requirements.txt local/requirements.txt)
 
-$(VENV)/.for-tests: requirements.txt local/requirements.txt tests/requirements.txt | $(PYTHON)
-	$(call install,requirements.txt local/requirements.txt tests/requirements.txt)
+$(VENV)/.for-tests: requirements.txt local/requirements.txt tests/requirements.txt tests/browser/requirements.txt | $(PYTHON)
+	$(call install,requirements.txt local/requirements.txt tests/requirements.txt tests/browser/requirements.txt)
