@@ -163,7 +163,8 @@ class Session:
             f"-X POST {body} {self.url}/stream --no-buffer --verbose\n\n"
             "The words and nothing else:\n\n"
             '  curl --no-buffer -H "Accept: text/plain" -H "Content-Type: application/json" '
-            f"{body} {self.url}/stream\n",
+            f"{body} {self.url}/stream\n\n"
+            f"Or open the chat page: {self.url}/chat\n",
             flush=True,
         )
 
