@@ -438,6 +438,16 @@ async def test_one_that_failed_without_a_word_is_tried_last_for_a_moment(
         assert accounts.asked("r1")[4:] == "BCA"
 
 
+@pytest.mark.xfail(strict=True, reason="silence that ends a stream leaves no doubt about the deployment")
+async def test_one_that_was_silent_to_the_end_is_tried_last_for_a_moment(
+    ranked_app: HostedApp, accounts: Accounts
+) -> None:
+    accounts.fault("r5", STALL, None, None)
+    async with ranked_app.client() as client:
+        assert (await get(client, "document", "r5")).ending == TIMEOUT
+        assert (await get(client, "document", "r5")).text == "".join(WORDS[1])
+
+
 async def test_while_all_rest_nobody_is_asked(ranked_app: HostedApp, accounts: Accounts) -> None:
     accounts.fault("r2", "429-30", "429-20", "503-after-25")
     async with ranked_app.client() as client:
