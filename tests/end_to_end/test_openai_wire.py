@@ -728,6 +728,16 @@ async def test_silence_is_filled_with_pings(hasty_app: HostedApp, model_service:
     assert text_of(chunks) == WORDS
 
 
+async def test_pings_keep_their_interval_where_the_commit_takes_longer(
+    functions_app: Callable[..., HostedApp], app_settings: dict[str, str], model_service: ModelService
+) -> None:
+    app = functions_app(env=app_settings | {"COMMIT_WAIT_SECONDS": "0.25", "PING_INTERVAL_SECONDS": "0.1"})
+    model_service.faults["*"] = "stall-headers-1"
+    async with app.client() as client:
+        answer = await client.post(URL, json=streamed())
+    assert answer.content.count(PING + b"\n\n") >= 5
+
+
 async def test_the_deadline(hasty_app: HostedApp, model_service: ModelService) -> None:
     model_service.tokens_per_second = 20
     model_service.answer([f"word{number} " for number in range(200)])
