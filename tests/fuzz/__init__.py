@@ -1,0 +1,1 @@
+"""What reads bytes of others, fed with anything: `make fuzz`."""
