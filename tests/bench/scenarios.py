@@ -135,8 +135,8 @@ async def paced(bench: Bench, name: str, count: int, every: float, burst: int) -
         begin = bench.moment(app)
         await asyncio.sleep(bench.seconds)
         end = bench.moment(app)
-        await asyncio.sleep(1)
-        if not all(connection.done.done() for connection in connections):
+        _, late_ones = await asyncio.wait([connection.done for connection in connections], timeout=starting + 1)
+        if late_ones:
             # The tokens of this window are not those that its CPU time was used for; all of them together are.
             results.overwhelmed.add(target.name)
             await finished(target, connections)

@@ -207,6 +207,7 @@ class Mixture:
                     raise
                 check_cut(plan, heard)
                 self.endings["cut by a restart"] += 1
+                await asyncio.sleep(0.1)  # or most streams would be spent on a service that is away
         except Exception as error:  # noqa: BLE001 (all streams run on; what failed is told at the end)
             fault = DEPLOYMENTS.get(plan.deployment, "none")
             ended = f"{heard.status} {heard.raw[-300:]!r}" if heard else "nothing was heard"
@@ -244,6 +245,9 @@ async def hear(session: aiohttp.ClientSession, url: str, plan: Plan) -> Heard | 
             return None
         except aiohttp.ClientPayloadError:
             heard.broken = True
+            # aiohttp's reader raises before it has given away all that came before the break.
+            response.content.set_exception(None)  # type: ignore[arg-type]
+            pieces.append(response.content.read_nowait())
     heard.raw = b"".join(pieces)
     understand(heard, plan.form)
     return heard
