@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv that was left half made is made anew.
 .DELETE_ON_ERROR:
 
-.PHONY: help start test lint format deploy destroy infra-test screenshots clean
+.PHONY: help start test lint format lock sbom deploy destroy infra-test screenshots clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,14 @@ lint: $(VENV)/.for-tests ## ruff and mypy
 format: $(VENV)/.for-tests ## let ruff format and mend what it can
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+
+lock: $(VENV)/.for-lock ## pin and hash what is deployed, by pyproject.toml; ARGS=--upgrade for what has come since
+	@$(COMPILE) --group deployed --output-file requirements.txt $(ARGS)
+	@$(COMPILE) --group local --no-deps --output-file local/requirements.txt $(ARGS)
+
+sbom: $(VENV)/.for-start ## relay.cdx.json: what is deployed, and under which licences (CycloneDX)
+	@$(PYTHON) infra/bill_of_materials.py > relay.cdx.json
+	@echo "Wrote relay.cdx.json."
 
 deploy: ## make everything in Azure and publish the app; ARGS="-var-file env/prod.tfvars"
 	@terraform -chdir=infra init -input=false
@@ -83,8 +91,18 @@ define install
 	@touch $@
 endef
 
+# For every system that a developer may have; without any address of where it was looked up.
+COMPILE := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.13 --generate-hashes \
+	--annotation-style line --custom-compile-command "make lock"
+
+$(VENV)/.for-lock: | $(PYTHON)
+	@$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null
+	@$(PYTHON) -m pip install --quiet uv==0.13.9
+	@touch $@
+
 $(VENV)/.for-start: requirements.txt local/requirements.txt | $(PYTHON)
 	$(call install,requirements.txt local/requirements.txt)
 
-$(VENV)/.for-tests: requirements.txt local/requirements.txt tests/requirements.txt tests/browser/requirements.txt | $(PYTHON)
-	$(call install,requirements.txt local/requirements.txt tests/requirements.txt tests/browser/requirements.txt)
+# On its own: pip asks for hashes of all or of none.
+$(VENV)/.for-tests: $(VENV)/.for-start tests/requirements.txt tests/browser/requirements.txt
+	$(call install,tests/requirements.txt tests/browser/requirements.txt)
