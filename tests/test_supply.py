@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import yaml
 
 from infra import bill_of_materials
 from infra.bill_of_materials import UnknownLicenceError, asked_for, document, is_allowed, licence, needs, read_lock
@@ -110,3 +111,23 @@ def test_what_other_systems_need_is_not_deployed() -> None:
     windows, linux = read_lock(colorama + "h11==0.16.0 \\\n    --hash=sha256:11\n")
     assert (windows.deployed, windows.hashes, linux.deployed) == (False, ("00",), True)
     assert bill_of_materials.AZURE["python_version"] == (ROOT / ".python-version").read_text().strip()
+
+
+def test_every_list_of_needs_is_kept_up_to_date() -> None:
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    watched = {
+        (update["package-ecosystem"], folder.strip("/"))
+        for update in updates
+        for folder in update.get("directories") or [update["directory"]]
+    }
+    lists = {"requirements.txt": "pip", "package.json": "npm", "terraform.tf": "terraform"}
+    there = {
+        (lists[path.name], path.parent.relative_to(ROOT).as_posix().removeprefix("."))
+        for folder in ("*", "infra/*", "local/*", "tests/**/*")
+        for path in ROOT.glob(folder)
+        if path.name in lists and "node_modules" not in path.parts
+    }
+    locked_with_the_app = {("pip", "local")}
+    assert watched == there - locked_with_the_app | {("github-actions", "")}
+    for update in updates:
+        assert update["schedule"] == {"interval": "weekly"}
