@@ -39,21 +39,24 @@ async def answer(call: Call, read: Callable[[bytes], prompt.Prompt | chat.Chat |
     """The way of every prompt: the body, what it asks for, the deployments that have the model, the stream."""
     if isinstance(backends, Problem):
         return call.refuse(backends)
-    body = await call.body(backends.settings.max_body_bytes)
-    if body is None:
-        return call.nobody()
-    if isinstance(body, Problem):
-        return call.refuse(body)
-    asked = read(body)
-    if isinstance(asked, Problem):
-        return call.refuse(asked)
-    route = backends.route(asked.model)
-    if isinstance(route, Problem):
-        return call.refuse(route)
-    await backends.connect()
-    parameters = asked.parameters(max_output_tokens=backends.settings.max_output_tokens)
-    form = asked.form(call.request.headers.get("accept"))
-    return await Stream(call, route, parameters, asked.reading, form, backends.settings).respond()
+    try:
+        body = await call.body(backends.settings.max_body_bytes)
+        if body is None:
+            return call.nobody()
+        if isinstance(body, Problem):
+            return call.refuse(body)
+        asked = read(body)
+        if isinstance(asked, Problem):
+            return call.refuse(asked)
+        route = backends.route(asked.model)
+        if isinstance(route, Problem):
+            return call.refuse(route)
+        await backends.connect()
+        parameters = asked.parameters(max_output_tokens=backends.settings.max_output_tokens)
+        form = asked.form(call.request.headers.get("accept"))
+        return await Stream(call, route, parameters, asked.reading, form, backends.settings).respond()
+    except Exception as error:  # noqa: BLE001 (the worker would answer a bare 500 and log the error's text)
+        return call.crashed(error)
 
 
 @app.route(route="v1/models", methods=["GET"])

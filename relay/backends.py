@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from relay import telemetry
 from relay.answer import Answer, Refusal
-from relay.problems import MODEL_NOT_FOUND, NOT_CONFIGURED, RATE_LIMITED, FieldError, Problem
+from relay.problems import MODEL_NOT_FOUND, NOT_CONFIGURED, RATE_LIMITED, UPSTREAM_TIMEOUT, FieldError, Problem
 from relay.settings import BackendSettings, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from relay.upstream import EntraToken, Upstream
 
-_DOUBT: Final = 2.0  # seconds for which a deployment that just failed is tried last
+# Seconds for which a deployment that just failed is tried last; a silent one costs its caller more than a failing one.
+_DOUBT: Final = 2.0
+_DOUBT_AFTER_SILENCE: Final = 30.0
 
 # Servers that want no key still want the header to be there; clients of such servers send a word like this.
 _NO_KEY: Final = "none"
@@ -50,10 +52,11 @@ class Backend:
     def refused(self, refusal: Refusal) -> None:
         """Remember a refusal that another deployment may make good."""
         now = time.monotonic()
-        self._refusal = refusal
-        if refusal.retry_after:
-            self._rests_until = max(self._rests_until, now + refusal.retry_after)
-        self._doubtful_until = now + _DOUBT
+        if refusal.retry_after and now + refusal.retry_after > self._rests_until:
+            self._rests_until = now + refusal.retry_after
+            self._refusal = refusal
+        doubt = _DOUBT_AFTER_SILENCE if refusal.problem.code == UPSTREAM_TIMEOUT.code else _DOUBT
+        self._doubtful_until = max(self._doubtful_until, now + doubt)
 
     def answered(self) -> None:
         """Remember that it does well."""

@@ -7,7 +7,8 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from relay.problems import BODY_TOO_LARGE, PROBLEM_JSON, UNSUPPORTED_MEDIA_TYPE, Problem
+from relay import telemetry
+from relay.problems import BODY_TOO_LARGE, INTERNAL_ERROR, PROBLEM_JSON, UNSUPPORTED_MEDIA_TYPE, Problem
 
 # 499: nginx's code for a caller that closed the request, the one that dashboards know. Nobody reads the response.
 CALLER_LEFT: Final = 499
@@ -83,6 +84,11 @@ class Call:
         if problem.retry_after is not None:
             response.headers["retry-after"] = str(problem.retry_after)
         return response
+
+    def crashed(self, error: Exception) -> Response:
+        """The answer to a caller who meets a fault of this app's; the record says where it is."""
+        telemetry.crash(self.request_id, self.invocation_id, error)
+        return self.refuse(INTERNAL_ERROR)
 
     def nobody(self) -> Response:
         """What is returned for a caller that has left."""

@@ -99,6 +99,7 @@ def _members(body: bytes) -> dict[str, Raw]:
         name, at = _JSON.raw_decode(text, at)
         begin = _past_space(text, _past_space(text, at) + 1)
         _, at = _JSON.raw_decode(text, begin)
+        name.encode()  # a name has to be written again, and half a surrogate pair in it can't be
         members[name] = Raw(text[begin:at].encode())
         at = _past_space(text, at)
         at += text[at] == ","

@@ -10,6 +10,7 @@ import msgspec
 from relay.answer import Refusal
 from relay.backends import Backend, Backends
 from relay.problems import (
+    INVALID_REQUEST,
     MODEL_NOT_FOUND,
     NOT_CONFIGURED,
     RATE_LIMITED,
@@ -26,6 +27,9 @@ _LONGEST: Final = 15.0  # seconds that one deployment is given to answer
 # A conversation without a message: the model service checks the token, the role and the deployment, and refuses it
 # before a token is generated.
 _NOTHING: Final[dict[str, Any]] = {"messages": [], "max_completion_tokens": 1}
+
+
+_NO_CHAT: Final = "OperationNotSupported"  # Azure's code for a deployment of a model that has no chat completions
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ class Readiness:
         if not isinstance(opened, Refusal):
             opened.close()  # a server that finds nothing wrong with an empty conversation
             return self._finding(backend)
-        if opened.status in (400, 422):
+        if opened.status in (400, 422) and (opened.problem.said or {}).get("code") != _NO_CHAT:
             return self._finding(backend)  # refused for its emptiness, and for nothing before that
         return self._finding(backend, opened)
 
@@ -118,7 +122,7 @@ class Readiness:
             return Finding(name, model, False, None, None, None, code, mend)
         if code == UPSTREAM_AUTH.code:
             return Finding(name, model, True, False, None, None, code, mend)
-        if code in (MODEL_NOT_FOUND.code, NOT_CONFIGURED.code):
+        if code in (MODEL_NOT_FOUND.code, NOT_CONFIGURED.code, INVALID_REQUEST.code):
             return Finding(name, model, True, True, False, None, code, mend)
         if status is None:
             # Nothing came back, so nothing is known but that a token, where one is needed, was there.
@@ -150,6 +154,11 @@ def _mend(problem: Problem, refusal: Refusal, backend: Backend, settings: Settin
                 f"The account has no deployment {deployment}. Name one that it has in the app setting "
                 "AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS, or create it: Terraform variable "
                 "open_ai_instances[].models. A new deployment takes some minutes to appear."
+            )
+        case INVALID_REQUEST.code:
+            return (
+                f"The deployment {deployment} is of a model that has no chat completions: name another one in the app "
+                "setting AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS."
             )
         case NOT_CONFIGURED.code:
             return (

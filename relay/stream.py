@@ -7,9 +7,7 @@ long or too old.
 """
 
 import asyncio
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -30,7 +28,7 @@ from relay.problems import (
     UPSTREAM_TIMEOUT,
 )
 from relay.settings import Settings
-from relay.telemetry import Record, report
+from relay.telemetry import Record, report, where
 
 _LAST_WORD: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
 
@@ -134,7 +132,7 @@ class Stream:
             self._task.uncancel()
             terminal = self._verdict(self._ending)
         except Exception as error:  # noqa: BLE001 (a fault of ours: the caller must learn of the end all the same)
-            terminal = Failed(INTERNAL_ERROR, _where(error))
+            terminal = Failed(INTERNAL_ERROR, where(error))
         self._over = True
         try:
             self._conclude(terminal)
@@ -230,6 +228,7 @@ class Stream:
                 return Failed(DEADLINE_EXCEEDED, f"no end after {self._settings.stream_deadline:g} s", usage)
             case "silence":
                 reason = f"the model service was silent for {self._settings.upstream_silence_timeout:g} s"
+                self._route.refused(Refusal(UPSTREAM_TIMEOUT, reason, elsewhere=True))
                 return Failed(UPSTREAM_TIMEOUT, reason, usage)
 
     async def _finish(self, terminal: Done | Failed | None) -> None:
@@ -383,9 +382,3 @@ class _StreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._stream.carry(send, ping=self._ping)
-
-
-def _where(error: Exception) -> str:
-    """What failed and where, without the error's text, which can hold anything."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"

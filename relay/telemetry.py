@@ -8,7 +8,9 @@ response, or files it under another request; the invocation's id is in the recor
 import logging
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -178,6 +180,24 @@ def _sdk_is_set_up() -> bool:
 def complain(setting: str, message: str) -> None:
     """Put a wrong setting on record, with its mend."""
     _print({"event": "not_configured", "setting": setting, "message": message})
+
+
+def crash(request_id: str, invocation_id: str, error: Exception) -> None:
+    """Put a fault of this app's on record that kept a stream from beginning."""
+    _print(
+        {
+            "event": "crash",
+            "relay.reason": where(error),
+            "relay.request_id": request_id,
+            "relay.invocation_id": invocation_id,
+        }
+    )
+
+
+def where(error: Exception) -> str:
+    """What failed and where, without the error's text, which can hold anything."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 def hush() -> None:

@@ -144,12 +144,15 @@ class EntraToken:
 
 
 def _credential(identity: Identity) -> Any:
+    from azure.core.settings import settings
     from azure.identity.aio import (
         AzureCliCredential,
         AzureDeveloperCliCredential,
         ChainedTokenCredential,
         ManagedIdentityCredential,
     )
+
+    settings.tracing_enabled = False  # a span of a token request has its URL in it, and says nothing that is missed
 
     if identity.kind == "managed":
         return ManagedIdentityCredential(client_id=identity.client_id)
@@ -276,6 +279,7 @@ class Transport(httpx2.AsyncBaseTransport):
     async def _send(self, request: httpx2.Request) -> aiohttp.ClientResponse:
         context: dict[str, bool] = {}
         while True:
+            again = "reused" not in context
             try:
                 return await self._session.request(
                     request.method,
@@ -285,10 +289,10 @@ class Transport(httpx2.AsyncBaseTransport):
                     allow_redirects=False,
                     trace_request_ctx=context,
                 )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                # A kept connection that the server closed just then: the request never got an answer, and one on a
-                # new connection is not a retry but the first try.
-                if isinstance(error, aiohttp.ClientConnectorError) or not context.pop("reused", False):
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A kept connection that the server closed just then: the request never got an answer, and the same on
+                # another connection is not a retry but the first try. Once, or a failing server is asked on each.
+                if not again or "reused" not in context:
                     raise
 
 

@@ -90,7 +90,6 @@ def test_who_answers_again_is_not_in_doubt(clock: Clock) -> None:
     assert names(Route("m", list(pool)))[0] == "b0"
 
 
-@pytest.mark.xfail(strict=True, reason="a later failure takes the place of what the rest came from")
 def test_a_rest_keeps_its_reason(clock: Clock) -> None:
     (backend,) = deployments(1)
     backend.refused(busy(100))

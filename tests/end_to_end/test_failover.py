@@ -438,7 +438,6 @@ async def test_one_that_failed_without_a_word_is_tried_last_for_a_moment(
         assert accounts.asked("r1")[4:] == "BCA"
 
 
-@pytest.mark.xfail(strict=True, reason="silence that ends a stream leaves no doubt about the deployment")
 async def test_one_that_was_silent_to_the_end_is_tried_last_for_a_moment(
     ranked_app: HostedApp, accounts: Accounts
 ) -> None:

@@ -383,7 +383,6 @@ async def test_a_crash_in_a_stream_quotes_nothing(crashing_app: HostedApp, model
     assert not found(said_since(crashing_app, start), (*EVERY_MARK, "what to do"), model_service.port)
 
 
-@pytest.mark.xfail(reason="the worker answers with a bare 500, and logs the exception's text", strict=True)
 async def test_a_crash_before_a_stream_quotes_nothing(crashing_app: HostedApp, model_service: ModelService) -> None:
     start = crashing_app.output
     asker = Asker(crashing_app)
