@@ -49,13 +49,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Verbatim(Text):
-    """An event of the upstream's to pass on as it stands: `json` is its data.
+    """Events of the upstream's to pass on as they stand: the data of each, in `events`, and nothing in `json`.
 
-    `words`: there is something of the answer in it. `usage`: it brings the usage and nothing else.
+    `usage`: it is the event that brings the usage and nothing else.
     """
 
-    words: bool
-    usage: bool
+    events: list[bytes]
+    usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +229,7 @@ _decode_any_chunk: Final = msgspec.json.Decoder(_AnyChunk).decode
 _NULL: Final = b"null"
 _EMPTY: Final = b'""'
 _NO_WORDS: Final = frozenset((_NULL, _EMPTY, b"[]", b"{}"))
+_NOTHING: Final[dict[str, Raw]] = {}
 _QUOTATION_MARK: Final = 0x22
 
 
@@ -367,13 +368,19 @@ class VerbatimCompletion(_Streamed):
 
     def __init__(self) -> None:
         super().__init__()
-        self._passing: list[Event] = []
+        self._passing: list[Verbatim] = []
         self._spoken = False
 
     def _gather(self, meanings: list[Event], terminal: Done | Failed | None) -> None:
         if self._spoken or isinstance(terminal, Done):
             meanings += self._passing
             self._passing = []
+
+    def _pass(self, data: bytes, *, usage: bool) -> None:
+        if self._passing and self._passing[-1].usage == usage:
+            self._passing[-1].events.append(data)
+        else:
+            self._passing.append(Verbatim(b"", [data], usage))
 
     def _chunk(self, data: bytes) -> Failed | None:
         try:
@@ -389,17 +396,16 @@ class VerbatimCompletion(_Streamed):
             chunk = _AnyChunk(choices=[_AnyChoice(delta={"unread": Raw(data)})])
         if (failed := self._note(chunk)) is not None:
             return failed
-        words = False
-        for choice in chunk.choices or ():
+        choices = chunk.choices
+        self._pass(data, usage=not choices and chunk.usage is not None)
+        for choice in choices or ():
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
-            for name, value in (choice.delta or {}).items():
+            for name, value in (choice.delta or _NOTHING).items():
                 if name != "role" and bytes(value) not in _NO_WORDS:
-                    words = True
-        if words:
-            self._spoken = True
-            self.deltas += 1
-        self._passing.append(Verbatim(data, words, not chunk.choices and chunk.usage is not None))
+                    self._spoken = True
+                    self.deltas += 1
+                    break
         return None
 
 

@@ -129,9 +129,10 @@ class OpenAIEvents:
         self._include_usage = include_usage
 
     def text(self, text: Text) -> bytes:
-        if isinstance(text, Verbatim) and text.usage and not self._include_usage:
+        if not isinstance(text, Verbatim) or (text.usage and not self._include_usage):
             return b""
-        return b"data: %b\n\n" % text.json.replace(b"\n", b"\ndata: ")
+        events = b"\n\ndata: ".join([event.replace(b"\n", b"\ndata: ") for event in text.events])
+        return b"data: %b\n\n" % events
 
     def done(self, done: Done) -> bytes:
         return b"data: [DONE]\n\n"
