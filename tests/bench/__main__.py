@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.bench import report
 from tests.bench.load import RelayReading
-from tests.bench.processes import APPS, FOLDER, App, ModelServiceProcess
+from tests.bench.processes import APPS, FOLDER, App, ModelServiceProcess, stay_on_core
 from tests.bench.scenarios import SCENARIOS, Bench, Results
 
 
@@ -62,6 +62,7 @@ def main() -> None:
     if cores == 1:
         print("There is one core only: the callers take their share of it from the app, and lateness is theirs too.")
     print(f"Python {platform.python_version()}, {cores} cores, load average {os.getloadavg()[0]:.1f}", flush=True)
+    stay_on_core(1)  # the apps have the other one to themselves
     done = asyncio.run(run(chosen))
     print(report.verdicts(done))
     chosen.results.mkdir(exist_ok=True)

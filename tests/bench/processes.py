@@ -40,12 +40,19 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+_CORES: Final = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else [0]
+
+
+def stay_on_core(core: int) -> None:
+    """Let this process, and what it starts, run on one core only, where there is more than one."""
+    os.sched_setaffinity(0, {_CORES[core % len(_CORES)]})
+
+
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """What is started meanwhile runs on one core only, where there is more than one."""
+    """What is started meanwhile runs on one core only."""
     before = os.sched_getaffinity(0)
-    cores = sorted(before)
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    stay_on_core(core)
     try:
         yield
     finally:
@@ -53,17 +60,16 @@ def on_core(core: int) -> Iterator[None]:
 
 
 class ModelServiceProcess:
-    """The benchmark's model service, on the callers' core."""
+    """The benchmark's model service; it runs on the core of the callers, who start it."""
 
     def __init__(self) -> None:
-        with on_core(1):
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.bench.upstream"],
-                cwd=ROOT,
-                env=bare_environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.upstream"],
+            cwd=ROOT,
+            env=bare_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert self._process.stdout is not None
         self.pid = self._process.pid
         self.port = int(self._process.stdout.readline())
