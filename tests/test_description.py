@@ -33,7 +33,7 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def test_it_is_valid_openapi() -> None:
-    assert schemathesis.openapi.from_dict(DOCUMENT).validate() in (True, None)
+    schemathesis.openapi.from_dict(DOCUMENT).validate()  # raises for what is not
     broken = DOCUMENT | {"paths": {"/stream": {"post": {"responses": {"200": {}}}}}}
     with pytest.raises(Exception, match="description"):
         schemathesis.openapi.from_dict(broken).validate()
