@@ -344,3 +344,5 @@ async def test_nothing_breaks_and_nothing_is_left(soaked_app: HostedApp, model_s
     )
     assert sum(mixture.endings.values()) >= STREAMS
     assert model_service.open_requests == 0
+    asked = Counter(record.headers["x-ms-client-request-id"] for record in model_service.requests)
+    assert max(asked.values()) <= 2, "once, and once again when a kept connection turned out to be closed"
