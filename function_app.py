@@ -38,19 +38,19 @@ async def chat_completions(req: Request) -> Response:
 async def answer(call: Call, read: Callable[[bytes], prompt.Prompt | chat.Chat | Problem]) -> Response:
     """The way of every prompt: the body, what it asks for, the deployments that have the model, the stream."""
     if isinstance(backends, Problem):
-        return call.refuse(backends)
+        return call.turn_away(backends)
     try:
         body = await call.body(backends.settings.max_body_bytes)
         if body is None:
             return call.nobody()
         if isinstance(body, Problem):
-            return call.refuse(body)
+            return call.turn_away(body)
         asked = read(body)
         if isinstance(asked, Problem):
-            return call.refuse(asked)
+            return call.turn_away(asked)
         route = backends.route(asked.model)
         if isinstance(route, Problem):
-            return call.refuse(route)
+            return call.turn_away(route)
         await backends.connect()
         parameters = asked.parameters(max_output_tokens=backends.settings.max_output_tokens)
         form = asked.form(call.request.headers.get("accept"))
@@ -63,7 +63,9 @@ async def answer(call: Call, read: Callable[[bytes], prompt.Prompt | chat.Chat |
 async def models(req: Request) -> Response:
     """The models that callers may name, the default one first."""
     call = Call(req, openai=True)
-    return call.refuse(backends) if isinstance(backends, Problem) else call.answer(chat.models(backends.models, since))
+    return (
+        call.turn_away(backends) if isinstance(backends, Problem) else call.answer(chat.models(backends.models, since))
+    )
 
 
 @app.route(route="chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
@@ -77,7 +79,7 @@ async def ready(req: Request) -> Response:
     """Whether the app can do its work: what is wrong, for each deployment, and how to mend it."""
     call = Call(req)
     if isinstance(readiness, Problem):
-        return call.refuse(readiness)
+        return call.turn_away(readiness)
     status, document = await readiness.document()
     return call.answer(document, status=status)
 

@@ -1,17 +1,18 @@
 # The Function App on a Flex Consumption plan, and all its settings.
 
 locals {
-  # What relay/settings.py reads and an operator may change; a test holds the two together.
-  relay_setting_names = [
-    "COMMIT_WAIT_SECONDS",
-    "FAILOVER_AFTER_SECONDS",
-    "MAX_BODY_BYTES",
-    "MAX_OUTPUT_TOKENS",
-    "PING_INTERVAL_SECONDS",
-    "STREAM_DEADLINE_SECONDS",
-    "UPSTREAM_CONNECT_TIMEOUT_SECONDS",
-    "UPSTREAM_SILENCE_TIMEOUT_SECONDS",
-  ]
+  # What relay/settings.py reads and an operator may change, with the least and the most; a test holds the two together.
+  relay_setting_ranges = {
+    COMMIT_WAIT_SECONDS              = [0, 60]
+    FAILOVER_AFTER_SECONDS           = [0.1, 3600]
+    MAX_BODY_BYTES                   = [1, 104857600]
+    MAX_OUTPUT_TOKENS                = [1, 1000000]
+    PING_INTERVAL_SECONDS            = [0.05, 200]
+    STREAM_DEADLINE_SECONDS          = [0.1, 1500]
+    UPSTREAM_CONNECT_TIMEOUT_SECONDS = [0.1, 60]
+    UPSTREAM_SILENCE_TIMEOUT_SECONDS = [0.1, 3600]
+  }
+  relay_setting_names = keys(local.relay_setting_ranges)
 
   app_settings = merge(
     {

@@ -308,7 +308,15 @@ variable "relay_settings" {
 
   validation {
     condition     = alltrue([for value in values(var.relay_settings) : can(regex("^[0-9]{1,12}(\\.[0-9]{1,6})?$", value))])
-    error_message = "relay_settings: each value is a number in quotes, for example \"30\"; README lists the least and the most."
+    error_message = "relay_settings: each value is a number in quotes, for example \"30\"."
+  }
+
+  validation {
+    condition = alltrue([
+      for setting, value in var.relay_settings :
+      try(tonumber(value) >= local.relay_setting_ranges[setting][0] && tonumber(value) <= local.relay_setting_ranges[setting][1], true)
+    ])
+    error_message = "relay_settings: from least to most, each value must be within ${join(", ", [for setting, range in local.relay_setting_ranges : "${setting} ${range[0]} to ${range[1]}"])}."
   }
 }
 

@@ -67,6 +67,10 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self.stopped.set)
         try:
+            if self.port == self.model_service_port and self._wants_model_service():
+                raise HostError(
+                    f"Port {self.port} is the model service's. Choose another one: make start PORT={self.port + 10}"
+                )
             if _is_taken(self.port):
                 raise HostError(
                     f"Port {self.port} is taken by another process. Choose another one: "
@@ -105,7 +109,11 @@ class Session:
                     f"Port {self.model_service_port} is taken by something that is not the model service of this "
                     "project. End it, or set AZURE_OPENAI_ENDPOINT in local.settings.json to the address of a model."
                 )
-            print(f"A model service runs on port {self.model_service_port} already and is used.", flush=True)
+            print(
+                f"A model service runs on port {self.model_service_port} already and is used; it ends with whoever "
+                "started it.",
+                flush=True,
+            )
             return
         port = str(self.model_service_port)
         await self._start("The model service", sys.executable, "-m", "local.model_service", "--port", port)
@@ -217,6 +225,8 @@ async def _answers(url: str, is_good: _Judge) -> bool:
 def _is_taken(port: int) -> bool:
     try:
         socket.create_server((_ADDRESS, port)).close()
+    except PermissionError:
+        raise HostError(f"Port {port} may not be opened by you; take one from 1024 up: make start PORT=8080") from None
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -224,11 +234,20 @@ def _is_taken(port: int) -> bool:
     return False
 
 
+def _port(text: str) -> int:
+    """A port's number, for argparse, which tells the user what the error says."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 to 65535, for example 8080")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
-    parser.add_argument("--port", type=int, help="the app's port (default: Host.LocalHttpPort of local.settings.json)")
-    parser.add_argument("--model-service-port", type=int, default=_MODEL_SERVICE_PORT, help="default: %(default)s")
+    parser.add_argument(
+        "--port", type=_port, help="the app's port (default: Host.LocalHttpPort of local.settings.json)"
+    )
+    parser.add_argument("--model-service-port", type=_port, default=_MODEL_SERVICE_PORT, help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
         settings = LocalSettings.read(_ROOT / "local.settings.json")

@@ -85,6 +85,11 @@ class Call:
             response.headers["retry-after"] = str(problem.retry_after)
         return response
 
+    def turn_away(self, problem: Problem) -> Response:
+        """The same, for a request that does not come to be a stream, which would leave a record."""
+        telemetry.refused(self.request_id, self.invocation_id, problem.code)
+        return self.refuse(problem)
+
     def crashed(self, error: Exception) -> Response:
         """The answer to a caller who meets a fault of this app's; the record says where it is."""
         telemetry.crash(self.request_id, self.invocation_id, error)

@@ -112,7 +112,7 @@ class JsonDocument:
         return b""
 
     def done(self, done: Done) -> bytes:
-        return b'{"text":"%b",%b' % (b"".join(self._words), _encode(_done_members(done))[1:])
+        return b'{"text":"%b",%b\n' % (b"".join(self._words), _encode(_done_members(done))[1:])
 
     def failed(self, failed: Failed, request_id: str) -> None:
         return None

@@ -83,7 +83,7 @@ class Problem:
 
     def document(self, request_id: str) -> bytes:
         """The problem as one line of `application/problem+json`."""
-        return msgspec.json.encode(self.members(request_id))
+        return msgspec.json.encode(self.members(request_id)) + b"\n"
 
     def openai_document(self, request_id: str) -> bytes:
         """The same failure as OpenAI's error object on one line, so that its clients raise what their users know."""
@@ -121,7 +121,7 @@ INVALID_REQUEST: Final = _problem(
     "invalid_request",
     HTTPStatus.BAD_REQUEST,
     "The request has a field that is missing, unknown or out of range",
-    "Mend the fields named under errors and send the request again.",
+    "Correct the fields named under errors and send the request again.",
 )
 CONTENT_FILTER: Final = _problem(
     "content_filter",
@@ -170,12 +170,12 @@ UPSTREAM_ERROR: Final = _problem(
     "upstream_error",
     HTTPStatus.BAD_GATEWAY,
     "The model service failed",
-    "The model service failed or sent something that is no answer. Try again.",
+    "The model service failed or sent something that is no answer. Try again; if it lasts, GET /ready says more.",
 )
 UPSTREAM_AUTH: Final = _problem(
     "upstream_auth",
     HTTPStatus.BAD_GATEWAY,
-    "The model service does not accept this app's identity",
+    "The model service does not accept this app",
     "The app could not sign in to the model service. After a deployment a role takes some minutes to become "
     "effective; GET /ready says what is missing.",
 )
@@ -189,7 +189,7 @@ NOT_CONFIGURED: Final = _problem(
     "not_configured",
     HTTPStatus.SERVICE_UNAVAILABLE,
     "The app is not configured",
-    "An app setting is missing or wrong; errors names it and says how to mend it.",
+    "An app setting is missing or wrong. errors names it and says how to correct it; GET /ready says more.",
 )
 UPSTREAM_TIMEOUT: Final = _problem(
     "upstream_timeout",

@@ -88,7 +88,7 @@ class Readiness:
                 "status": status if ready else "not_ready",
                 "backends": [finding.members() for finding in self._findings],
             }
-        )
+        ) + b"\n"
 
     async def _ask(self) -> list[Finding]:
         try:
@@ -135,6 +135,11 @@ def _mend(problem: Problem, refusal: Refusal, backend: Backend, settings: Settin
     match problem.code:
         case UPSTREAM_AUTH.code if refusal.status is None:
             return _sign_in(identity)
+        case UPSTREAM_AUTH.code if identity is None and settings.api_key is None:
+            return (
+                "The model service wants a key: set the app setting AZURE_OPENAI_API_KEY, or AZURE_OPENAI_TOKEN_SCOPE "
+                "if it takes Entra tokens."
+            )
         case UPSTREAM_AUTH.code if identity is None:
             return (
                 "The model service refuses the key. Check the app setting AZURE_OPENAI_API_KEY, or remove it and let "

@@ -182,6 +182,18 @@ def complain(setting: str, message: str) -> None:
     _print({"event": "not_configured", "setting": setting, "message": message})
 
 
+def refused(request_id: str, invocation_id: str, code: str) -> None:
+    """Put a request on record that was refused before a deployment was asked."""
+    _print(
+        {
+            "event": "refused",
+            "relay.code": code,
+            "relay.request_id": request_id,
+            "relay.invocation_id": invocation_id,
+        }
+    )
+
+
 def crash(request_id: str, invocation_id: str, error: Exception) -> None:
     """Put a fault of this app's on record that kept a stream from beginning."""
     _print(

@@ -18,7 +18,7 @@ import hcl2
 import pytest
 
 from infra import publish
-from relay.settings import Settings
+from relay.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 INFRA = ROOT / "infra"
@@ -389,8 +389,20 @@ def settings_read_by_the_relay() -> set[str]:
 
 
 def relay_setting_names() -> set[str]:
-    local_values = next(values for values in parsed(INFRA / "app.tf")["locals"] if "relay_setting_names" in values)
-    return {name.strip('"') for name in local_values["relay_setting_names"]}
+    local_values = next(values for values in parsed(INFRA / "app.tf")["locals"] if "relay_setting_ranges" in values)
+    return {name.strip('"') for name in local_values["relay_setting_ranges"] if name != "__is_block__"}
+
+
+@pytest.mark.parametrize("name", sorted(relay_setting_names()))
+def test_a_relay_setting_has_the_range_that_the_relay_takes(name: str) -> None:
+    local_values = next(values for values in parsed(INFRA / "app.tf")["locals"] if "relay_setting_ranges" in values)
+    ranges = {name.strip('"'): bounds for name, bounds in local_values["relay_setting_ranges"].items()}
+    asked = {"AZURE_OPENAI_ENDPOINT": "https://a.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "a"}
+    whole = name.startswith("MAX_")
+    for bound, beyond in zip(ranges[name], (-1, 1), strict=True):
+        Settings.read(asked | {name: str(bound)})
+        with pytest.raises(SettingsError):
+            Settings.read(asked | {name: str(bound + beyond * (1 if whole else 0.01))})
 
 
 def test_relay_settings_are_those_that_the_relay_reads() -> None:

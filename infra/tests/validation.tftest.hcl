@@ -378,6 +378,16 @@ run "relay_setting_unknown" {
   expect_failures = [var.relay_settings]
 }
 
+run "relay_setting_out_of_range" {
+  command = plan
+
+  variables {
+    relay_settings = { STREAM_DEADLINE_SECONDS = "9999" }
+  }
+
+  expect_failures = [var.relay_settings]
+}
+
 run "relay_setting_not_a_number" {
   command = plan
 
