@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv that was left half made is made anew.
 .DELETE_ON_ERROR:
 
-.PHONY: help start test lint format lock sbom deploy destroy infra-test screenshots clean
+.PHONY: help start test lint format lock sbom deploy destroy infra-test bench soak fuzz screenshots clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ infra-test: ## validate and test the deployment against a mocked Azure
 	@terraform -chdir=infra init -backend=false -input=false
 	@terraform -chdir=infra validate
 	@terraform -chdir=infra test
+
+bench: $(VENV)/.for-bench ## the relay beside the usual way of doing it; ARGS="--quick" or "flood requests"
+	@$(PYTHON) -m tests.bench $(ARGS)
+
+soak: $(VENV)/.for-tests ## 10,000 streams, all faults at once; STREAMS=300 for fewer, SOAK_SEED=… for the same again
+	@SOAK_STREAMS=$(or $(STREAMS),10000) $(PYTHON) -m pytest -p no:xdist -s tests/end_to_end/test_soak.py
+
+fuzz: $(VENV)/.for-fuzz ## anything at all into what reads the bytes of others; ARGS="chat --seconds 600"
+	@$(PYTHON) -m tests.fuzz $(ARGS)
 
 screenshots: $(VENV)/.for-tests ## the README's pictures of the chat page (needs Chromium)
 	@$(PYTHON) -m tests.browser.screenshots
@@ -106,3 +115,9 @@ $(VENV)/.for-start: requirements.txt local/requirements.txt | $(PYTHON)
 # On its own: pip asks for hashes of all or of none.
 $(VENV)/.for-tests: $(VENV)/.for-start tests/requirements.txt tests/browser/requirements.txt
 	$(call install,tests/requirements.txt tests/browser/requirements.txt)
+
+$(VENV)/.for-bench: tests/bench/requirements.txt $(VENV)/.for-tests
+	$(call install,tests/bench/requirements.txt)
+
+$(VENV)/.for-fuzz: tests/fuzz/requirements.txt $(VENV)/.for-tests
+	$(call install,tests/fuzz/requirements.txt)
