@@ -80,7 +80,10 @@ async def ready(req: Request) -> Response:
     call = Call(req)
     if isinstance(readiness, Problem):
         return call.turn_away(readiness)
-    status, document = await readiness.document()
+    try:
+        status, document = await readiness.document()
+    except Exception as error:  # noqa: BLE001 (as above)
+        return call.crashed(error)
     return call.answer(document, status=status)
 
 

@@ -39,6 +39,8 @@ locals {
       # APPLICATIONINSIGHTS_CONNECTION_STRING is in site_config below: the provider reads it back from there.
       APPLICATIONINSIGHTS_AUTHENTICATION_STRING   = "ClientId=${azurerm_user_assigned_identity.app.client_id};Authorization=AAD"
       PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY = "true"
+      # Each stream leaves its record; the distribution's own sampler lets five a second through.
+      OTEL_TRACES_SAMPLER = "always_on"
     },
     # Whoever passes the sign-in needs no key: the functions then ask for none.
     var.entra_sign_in == null ? {} : { HTTP_AUTH_LEVEL = "anonymous" },

@@ -1,5 +1,6 @@
 """The caller's side of one HTTP request: its id, its body within the limit, and the answers that are no stream."""
 
+import asyncio
 import re
 import uuid
 from typing import Final
@@ -8,10 +9,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from relay import telemetry
-from relay.problems import BODY_TOO_LARGE, INTERNAL_ERROR, PROBLEM_JSON, UNSUPPORTED_MEDIA_TYPE, Problem
+from relay.problems import (
+    BODY_TOO_LARGE,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    PROBLEM_JSON,
+    UNSUPPORTED_MEDIA_TYPE,
+    Problem,
+)
 
 # 499: nginx's code for a caller that closed the request, the one that dashboards know. Nobody reads the response.
 CALLER_LEFT: Final = 499
+
+_BODY_TIME: Final = 30  # seconds; a stream's own clock starts when it has been read
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
 _JSON_TYPE: Final = re.compile(r"application/(?:json|[a-z0-9.!#$&^_-]+\+json)", re.IGNORECASE)
@@ -37,23 +47,31 @@ class Call:
 
         None: the caller left before its end.
         """
-        media_type = self.request.headers.get("content-type", "").partition(";")[0].strip()
+        headers = self.request.headers
+        media_type = headers.get("content-type", "").partition(";")[0].strip()
         if media_type and not _JSON_TYPE.fullmatch(media_type):
             return UNSUPPORTED_MEDIA_TYPE
-        if self.request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        if not media_type and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            # Another site's page can send this without the browser's asking first (Fetch, section 4.8); it can't read
+            # the answer, but the tokens would be spent.
+            return UNSUPPORTED_MEDIA_TYPE
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
             return UNSUPPORTED_MEDIA_TYPE.because("Send the body as it is, without Content-Encoding.")
         too_large = BODY_TOO_LARGE.because(f"The body may have {limit} bytes at most. Shorten the input.")
-        announced = self.request.headers.get("content-length", "")
+        announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             return too_large
         body = bytearray()
         try:
-            async for chunk in self.request.stream():
-                body += chunk
-                if len(body) > limit:
-                    return too_large
+            async with asyncio.timeout(_BODY_TIME):
+                async for chunk in self.request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        return too_large
         except ClientDisconnect:
             return None
+        except TimeoutError:
+            return INVALID_REQUEST.because(f"The body did not arrive within {_BODY_TIME} s. Send the request again.")
         return bytes(body)
 
     async def leaves(self) -> None:

@@ -32,6 +32,7 @@ class Chat:
     stream: bool
     stream_options: dict[str, Any]
     limits: dict[str, int]
+    choices: int
 
     @property
     def reading(self) -> Callable[[], Reading]:
@@ -50,8 +51,10 @@ class Chat:
         if self.stream:
             parameters["stream_options"] = {**self.stream_options, "include_usage": True}
         # A limit keeps the name that the caller gave it: a model may know only one of the two.
-        limits = self.limits or {"max_completion_tokens": max_output_tokens}
-        parameters.update((name, min(limit, max_output_tokens)) for name, limit in limits.items())
+        # The cap is for the answer as a whole, and the model service counts for each of its choices.
+        cap = max(1, max_output_tokens // self.choices)
+        limits = self.limits or {"max_completion_tokens": cap}
+        parameters.update((name, min(limit, cap)) for name, limit in limits.items())
         return parameters
 
 
@@ -72,6 +75,7 @@ def read(body: bytes) -> Chat | Problem:
         stream=reading.truth("stream"),
         stream_options=reading.options("stream_options"),
         limits={name: limit for name in _LIMITS if (limit := reading.count(name)) is not None},
+        choices=reading.count("n") or 1,
     )
     if "messages" not in members:
         reading.complain("messages", "is required")
@@ -166,7 +170,11 @@ class _Reading:
 
     def _value(self, name: str) -> Any:
         raw = self._members.get(name)
-        return None if raw is None else _JSON.decode(bytes(raw).decode())
+        try:
+            return None if raw is None else _JSON.decode(bytes(raw).decode())
+        except (ValueError, RecursionError):  # a number of thousands of digits, say
+            self.complain(name, "can't be read")
+            return None
 
 
 def models(names: tuple[str, ...], since: int) -> bytes:

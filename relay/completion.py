@@ -182,8 +182,8 @@ class _Usage(Struct, gc=False):
     def usage(self) -> Usage:
         output, prompt = self.completion_tokens_details, self.prompt_tokens_details
         return Usage(
-            self.prompt_tokens,
-            self.completion_tokens,
+            max(0, self.prompt_tokens),
+            max(0, self.completion_tokens),
             output.reasoning_tokens if output else None,
             prompt.cached_tokens if prompt else None,
         )
@@ -205,7 +205,7 @@ class _Chunk(Struct, gc=False):
     id: str | None = None
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: Raw = Raw(b"null")
     error: Any = None
 
 
@@ -220,9 +220,11 @@ class _AnyChunk(Struct, gc=False):
     id: str | None = None
     model: str | None = None
     choices: list[_AnyChoice] | None = None
-    usage: _Usage | None = None
+    usage: Raw = Raw(b"null")
     error: Any = None
 
+
+_LONGEST_NAME: Final = 256  # characters of the upstream's own names that are kept
 
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
 _decode_any_chunk: Final = msgspec.json.Decoder(_AnyChunk).decode
@@ -290,12 +292,12 @@ class _Streamed:
 
     def _note(self, chunk: _Chunk | _AnyChunk) -> Failed | None:
         """What is of interest in every chunk, whoever reads it."""
-        if chunk.usage is not None:
-            self.usage = chunk.usage.usage()
+        if bytes(chunk.usage) != _NULL:
+            self.usage = _usage(chunk.usage)
         if chunk.id:
-            self.id = chunk.id
+            self.id = chunk.id[:_LONGEST_NAME]
         if chunk.model:
-            self.model = chunk.model
+            self.model = chunk.model[:_LONGEST_NAME]
         if chunk.error is not None:
             return self._error(chunk.error if isinstance(chunk.error, dict) else {})
         return None
@@ -370,6 +372,7 @@ class VerbatimCompletion(_Streamed):
         super().__init__()
         self._passing: list[Verbatim] = []
         self._spoken = False
+        self._waiting = 0  # bytes that came before the first words
 
     def _gather(self, meanings: list[Event], terminal: Done | Failed | None) -> None:
         if self._spoken or isinstance(terminal, Done):
@@ -377,6 +380,7 @@ class VerbatimCompletion(_Streamed):
             self._passing = []
 
     def _pass(self, data: bytes, *, usage: bool) -> None:
+        self._waiting += 0 if self._spoken else len(data)
         if self._passing and self._passing[-1].usage == usage:
             self._passing[-1].events.append(data)
         else:
@@ -397,7 +401,7 @@ class VerbatimCompletion(_Streamed):
         if (failed := self._note(chunk)) is not None:
             return failed
         choices = chunk.choices
-        self._pass(data, usage=not choices and chunk.usage is not None)
+        self._pass(data, usage=not choices and bytes(chunk.usage) != _NULL)
         for choice in choices or ():
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
@@ -406,6 +410,8 @@ class VerbatimCompletion(_Streamed):
                     self._spoken = True
                     self.deltas += 1
                     break
+        if not self._spoken and self._waiting > _LONGEST_EVENT:
+            return self._failed(UPSTREAM_ERROR, "the model service's answer has no words")
         return None
 
 
@@ -414,10 +420,10 @@ class _Finish(Struct, gc=False):
 
 
 class _Document(Struct, gc=False):
-    choices: list[_Finish]
+    choices: list[_Finish] | None = None
     id: str | None = None
     model: str | None = None
-    usage: _Usage | None = None
+    usage: Raw = Raw(b"null")
 
 
 _LONGEST_DOCUMENT: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
@@ -449,9 +455,12 @@ class WholeCompletion:
         try:
             document = msgspec.json.decode(content, type=_Document)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return Failed(UPSTREAM_ERROR, f"the model service's answer is no chat completion ({type(error).__name__})")
+            if not _object(content):
+                reason = f"the model service's answer is no chat completion ({type(error).__name__})"
+                return Failed(UPSTREAM_ERROR, reason)
+            document = _Document()  # the caller may read more in it than the record does
         self.id, self.model = document.id, document.model
-        self.usage = document.usage.usage() if document.usage else None
+        self.usage = _usage(document.usage) if bytes(document.usage) != _NULL else None
         self.finish_reason = document.choices[0].finish_reason if document.choices else None
         return Done(self.finish_reason, self.model, self.usage, self.id, document=content)
 
@@ -489,6 +498,14 @@ def printable(code: str) -> str:
 
 _CATEGORY: Final = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _CODE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+def _usage(counts: Raw) -> Usage | None:
+    """The counts, or none where they can't be read: an answer is not less complete for it."""
+    try:
+        return msgspec.json.decode(counts, type=_Usage).usage()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _joined(words: list[bytes]) -> Text:

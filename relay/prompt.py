@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, FailFast, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from relay.completion import Completion, Reading
@@ -31,7 +31,8 @@ def _form(value: Any) -> str | None:
 
 # White space to both dialects, of JSON Schema (ECMA-262) and of this validator (Rust), which differ in two characters.
 Text = Annotated[str, Field(pattern=r"[^\s\x85\uFEFF]")]
-Conversation = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+# The first message that is wrong is enough: a megabyte of wrong ones would take the loop's time to list.
+Conversation = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
 
 
 def _whole(value: Any) -> Any:

@@ -144,6 +144,11 @@ class Stream:
         except TimeoutError:
             self._record.duration = self._loop.time() - self._began
             self._record.reason = f"{self._record.reason or 'the answer is complete'}; the caller did not read its end"
+        except Exception as error:  # noqa: BLE001 (a fault of ours at the very end: the stream is cut, the record says why)
+            self._record.outcome, self._record.code = "failed", INTERNAL_ERROR.code
+            self._record.reason = where(error)
+            if not self._committed.done():
+                self._committed.set_result(Failed(INTERNAL_ERROR, self._record.reason))
         finally:
             self._let_go()
             report(self._record)

@@ -136,6 +136,9 @@ class _OpenTelemetry:
             attributes=attributes,
             start_time=ended - int(record.duration * 1e9),
         )
+        if not span.is_recording():
+            # A sampler has left it out (a caller's `traceparent` can make it): the stream is on record all the same.
+            _Lines().report(record)
         if record.outcome == "failed":
             span.set_status(self._trace.StatusCode.ERROR, record.code)
         span.end(ended)

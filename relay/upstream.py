@@ -213,6 +213,8 @@ class Upstream:
             return Refusal(UPSTREAM_ERROR, f"no connection to the model service ({cause})", elsewhere=True)
         except SignInError as error:
             return Refusal(UPSTREAM_AUTH, str(error), elsewhere=True)
+        except Exception as error:  # noqa: BLE001 (the client decodes an error's body as its headers say, and raises as that does)
+            return Refusal(UPSTREAM_ERROR, f"its answer can't be read ({type(error).__name__})", elsewhere=True)
         return StreamedAnswer(response.extensions[_HANDED_OVER])
 
     def _discreet(self, refused: Refusal) -> Refusal:
@@ -223,7 +225,7 @@ class Upstream:
         words = {name: word for name in ("type", "param", "code") if _WORD.fullmatch(word := str(said.get(name)))}
         message = said.get("message")
         if isinstance(message, str):
-            words["message"] = message
+            words["message"] = message.encode(errors="replace").decode()  # half a surrogate pair can't be passed on
         clean = {name: self._secrets.sub("[…]", word) for name, word in words.items() if word != "None"}
         return replace(refused, problem=replace(refused.problem, said=clean))
 

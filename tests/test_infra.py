@@ -419,6 +419,7 @@ def test_the_fixed_settings_are_read_by_someone() -> None:
         # The worker's Application Insights distribution.
         "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
         "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY",
+        "OTEL_TRACES_SAMPLER",
     }
     read = app_setting_names() & settings_read_by_the_relay()
     assert app_setting_names() - by_the_host == read

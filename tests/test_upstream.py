@@ -190,17 +190,24 @@ class Wire:
         (b'HTTP/1.1 400 No\r\nContent-Length: 26\r\n\r\n{"error":{"code":{"a":1}}}', "invalid_request"),
         (b"HTTP/1.1 418 Teapot\r\nContent-Length: 0\r\n\r\n", "upstream_error"),
         (b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n", "upstream_error"),
+        (b"HTTP/1.1 500 Odd\r\nContent-Type: a/json; charset=idna\r\nContent-Length: 2\r\n\r\n\xff.", "upstream_error"),
+        (b"HTTP/1.1 500 Odd\r\nContent-Type: a/json; charset=base64\r\nContent-Length: 2\r\n\r\n{}", "upstream_error"),
+        (
+            b'HTTP/1.1 400 No\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n{"error":{"message":"what\\ud83d"}}',
+            "invalid_request",
+        ),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "upstream_error"),
         (b"", "upstream_error"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "upstream_error"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 async def test_odd_answers_are_refusals(answer: bytes, code: str) -> None:
     async with Wire(answer) as url, way_to(url) as ask:
         refused = await asyncio.wait_for(ask(), 5)
         assert isinstance(refused, Refusal), refused
         assert refused.problem.code == code
+        assert refused.problem.openai_document("x")
         assert "example.com" not in refused.problem.document("x").decode()
 
 

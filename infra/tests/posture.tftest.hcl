@@ -243,6 +243,11 @@ run "app_settings" {
   }
 
   assert {
+    condition     = local.app_settings["OTEL_TRACES_SAMPLER"] == "always_on"
+    error_message = "A sampler leaves streams without a record."
+  }
+
+  assert {
     condition     = !contains(keys(local.app_settings), "HTTP_AUTH_LEVEL")
     error_message = "Without sign-in the functions ask for no key."
   }
