@@ -45,7 +45,7 @@ async def test_a_wrong_setting_is_named_and_breaks_nothing_else(
     assert (problem["code"], problem["status"]) == ("not_configured", 503)
     assert {error["field"] for error in problem["errors"]} == named
     assert all(error["message"] for error in problem["errors"])
-    complaints = [line for line in app.output.splitlines() if "not_configured" in line]
+    complaints = [line for line in app.output.splitlines() if '"event":"not_configured"' in line]
     assert len(complaints) == len(named)
     for setting in named:
         assert any(setting in line for line in complaints)
