@@ -193,7 +193,8 @@ class Wire:
         (b"HTTP/1.1 500 Odd\r\nContent-Type: a/json; charset=idna\r\nContent-Length: 2\r\n\r\n\xff.", "upstream_error"),
         (b"HTTP/1.1 500 Odd\r\nContent-Type: a/json; charset=base64\r\nContent-Length: 2\r\n\r\n{}", "upstream_error"),
         (
-            b'HTTP/1.1 400 No\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n{"error":{"message":"what\\ud83d"}}',
+            b"HTTP/1.1 400 No\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n"
+            b'{"error":{"message":"what\\ud83d"}}',
             "invalid_request",
         ),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "upstream_error"),
