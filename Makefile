@@ -17,7 +17,7 @@ start: $(VENV)/.for-start local.settings.json ## the app and a simulated model o
 	@$(PYTHON) -m local $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.for-tests ## unit and end-to-end tests; ARGS="-k health" for some of them
-	@$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PYTHON) -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.for-tests ## ruff and mypy
 	@failed=0; \
