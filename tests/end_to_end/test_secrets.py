@@ -179,7 +179,7 @@ async def every_request(app: HostedApp, service: ModelService) -> list[Answered]
 
 def check_answers(answers: list[Answered], port: int) -> None:
     """No key, no address in any; the caller's own words in none that is a failure."""
-    # What the model service refuses comes as a status or, where it took its time, as an event: on a busy machine as either.
+    # What the model service refuses comes as a status or, where it took its time, as an event.
     assert {200, 400, 401, 404, 413, 415} <= {answer.status for answer in answers}
     assert all(any(code in answer.told for answer in answers) for code in ("rate_limited", "upstream_error"))
     for answer in answers:
