@@ -26,6 +26,7 @@ from relay.problems import (
     UPSTREAM_ERROR,
     UPSTREAM_INTERRUPTED,
     UPSTREAM_TIMEOUT,
+    Problem,
 )
 from relay.settings import Settings
 from relay.telemetry import Record, report, where
@@ -218,11 +219,15 @@ class Stream:
                 content, self._pending = self._pending, b""
                 await self._write(content)
 
-    def _before_words(self, failed: Failed) -> Any:
+    def _before_words(self, failed: Failed) -> Problem:
         """An answer that was cut before its first word is no answer: before the commit, a failure like any other."""
         if failed.problem is UPSTREAM_INTERRUPTED and not self._committed.done():
             return UPSTREAM_ERROR
         return failed.problem
+
+    def _keeps_its_status(self) -> bool:
+        """Whether a failure now is an HTTP status: nothing has been said, and no words wait to go out before it."""
+        return not self._committed.done() and (self._format.whole or not self._pending)
 
     def _verdict(self, ending: _Ending) -> Failed | None:
         usage = self._completion.usage
@@ -244,7 +249,7 @@ class Stream:
             if not self._committed.done():
                 self._committed.set_result(None)
             return
-        if not self._committed.done() and isinstance(terminal, Failed) and (self._format.whole or not self._pending):
+        if isinstance(terminal, Failed) and self._keeps_its_status():
             self._committed.set_result(terminal)
             return
         if isinstance(terminal, Done):
@@ -278,8 +283,7 @@ class Stream:
             record.outcome, record.status = "completed", 200
         elif isinstance(terminal, Failed):
             record.outcome, record.code, record.reason = "failed", terminal.problem.code, terminal.reason
-            told = not self._committed.done() and (self._format.whole or not self._pending)
-            record.status = int(terminal.problem.status) if told else 200
+            record.status = int(terminal.problem.status) if self._keeps_its_status() else 200
         else:
             record.outcome = "cancelled"
             record.status = 200 if self._sender.done() else CALLER_LEFT

@@ -322,6 +322,7 @@ def refusal(status: int, headers: httpx2.Headers, body: object) -> Refusal:
     code = str(error.get("code") or "none")
     reason = f"the model service answered {status}, code {printable(code)}"
     retry_after = _retry_after(headers)
+    seconds = None if retry_after is None else math.ceil(retry_after)
     match status:
         case 400 | 413 | 422:
             return Refusal(_bad_request(error, code), reason, status=status)
@@ -342,10 +343,8 @@ def refusal(status: int, headers: httpx2.Headers, body: object) -> Refusal:
         case 408 | 504:
             return Refusal(UPSTREAM_TIMEOUT, reason, elsewhere=True, retry_after=retry_after, status=status)
         case 429:
-            seconds = None if retry_after is None else math.ceil(retry_after)
             return Refusal(RATE_LIMITED.after(seconds), reason, elsewhere=True, retry_after=retry_after, status=status)
         case _:
-            seconds = None if retry_after is None else math.ceil(retry_after)
             return Refusal(
                 UPSTREAM_ERROR.after(seconds), reason, elsewhere=True, retry_after=retry_after, status=status
             )
