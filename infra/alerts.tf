@@ -1,22 +1,22 @@
-# What is worth waking someone for, and whom. Without an address there are no rules.
+# Alert rules and their recipients. Without alert_emails no rules are created.
 
 locals {
-  # Each query gives a row when, and only when, there is something to say. A quarter of an hour is looked at, so that one
-  # slow minute of the model service wakes nobody.
+  # Each query returns a row if and only if the alert should fire. The window is 15 minutes, so that one slow minute of
+  # the model service does not fire an alert.
   alerts = {
     failing = {
       severity    = 1
-      description = "More than ${var.alert_thresholds.failed_percent} % of the streams failed in a quarter of an hour."
+      description = "More than ${var.alert_thresholds.failed_percent} % of the streams failed in the last 15 minutes."
       query       = "alert_failing"
     }
     silent = {
       severity    = 0
-      description = "Callers came for a quarter of an hour, and no stream was completed."
+      description = "There were requests in the last 15 minutes, but no stream was completed."
       query       = "alert_silent"
     }
     rate-limited = {
       severity    = 2
-      description = "More than ${var.alert_thresholds.rate_limited_percent} % of the streams were refused with 429 in a quarter of an hour: raise the deployments' capacity, or add an instance."
+      description = "More than ${var.alert_thresholds.rate_limited_percent} % of the streams were rejected with 429 in the last 15 minutes: raise the deployments' capacity, or add an instance."
       query       = "alert_rate_limited"
     }
   }
@@ -55,9 +55,9 @@ resource "azurerm_monitor_scheduled_query_rules_alert_v2" "streams" {
   evaluation_frequency = "PT5M"
   window_duration      = "PT15M"
 
-  # It closes by itself when the streams are well again.
+  # Resolves the alert automatically once the condition no longer holds.
   auto_mitigation_enabled = true
-  # The tables' columns appear with the first telemetry, which comes after this rule.
+  # The tables' columns do not exist until the first telemetry arrives, after this rule is created.
   skip_query_validation = true
 
   criteria {

@@ -1,7 +1,7 @@
-# The Function App on a Flex Consumption plan, and all its settings.
+# The Function App on a Flex Consumption plan, and its app settings.
 
 locals {
-  # What relay/settings.py reads and an operator may change, with the least and the most; a test holds the two together.
+  # The settings of relay/settings.py that an operator may change, with minimum and maximum; a test compares the two.
   relay_setting_ranges = {
     COMMIT_WAIT_SECONDS              = [0, 60]
     FAILOVER_AFTER_SECONDS           = [0.1, 3600]
@@ -16,13 +16,13 @@ locals {
 
   app_settings = merge(
     {
-      # The host's own storage, by identity. The plain AzureWebJobsStorage, which the provider writes with every change
-      # of the app (terraform-provider-azurerm #29149, #29693), is deleted by the publish step.
+      # The host's own storage, accessed by identity. The publish step deletes the plain AzureWebJobsStorage, which the
+      # provider writes on every change of the app (terraform-provider-azurerm #29149, #29693).
       AzureWebJobsStorage__accountName = azurerm_storage_account.app.name
       AzureWebJobsStorage__credential  = "managedidentity"
       AzureWebJobsStorage__clientId    = azurerm_user_assigned_identity.app.client_id
 
-      # Which identity the app asks tokens for.
+      # The identity that the app requests tokens for.
       AZURE_CLIENT_ID = azurerm_user_assigned_identity.app.client_id
 
       # Every deployment, the default model's first.
@@ -36,22 +36,22 @@ locals {
         }
       ])
 
-      # APPLICATIONINSIGHTS_CONNECTION_STRING is in site_config below: the provider reads it back from there.
+      # APPLICATIONINSIGHTS_CONNECTION_STRING is set in site_config below, from where the provider reads it back.
       APPLICATIONINSIGHTS_AUTHENTICATION_STRING   = "ClientId=${azurerm_user_assigned_identity.app.client_id};Authorization=AAD"
       PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY = "true"
-      # Each stream leaves its record; the distribution's own sampler lets five a second through.
+      # Record every stream; the default sampler of Azure Monitor's distribution keeps five a second.
       OTEL_TRACES_SAMPLER = "always_on"
     },
-    # Whoever passes the sign-in needs no key: the functions then ask for none.
+    # With Entra sign-in the functions require no key in addition.
     var.entra_sign_in == null ? {} : { HTTP_AUTH_LEVEL = "anonymous" },
     var.relay_settings,
   )
 }
 
 resource "azurerm_service_plan" "app" {
-  # checkov:skip=CKV_AZURE_212:Flex Consumption counts its own instances; the argument has no effect on FC1.
-  # checkov:skip=CKV_AZURE_211:FC1 is a production plan: the only serverless one with Python 3.13, networks and concurrency.
-  # checkov:skip=CKV_AZURE_225:Zones cost at least two warm instances in each; set zone balancing where that is worth it.
+  # checkov:skip=CKV_AZURE_212:Flex Consumption scales the instance count itself; the argument has no effect on FC1.
+  # checkov:skip=CKV_AZURE_211:FC1 is a production plan: the only serverless one with Python 3.13, virtual networks and concurrency.
+  # checkov:skip=CKV_AZURE_225:Zone balancing costs at least two warm instances in each zone; enable it where that is worth it.
   name                = local.names.service_plan
   resource_group_name = local.resource_group_name
   location            = local.location
@@ -137,7 +137,7 @@ resource "azurerm_function_app_flex_consumption" "app" {
       require_https          = true
       default_provider       = "azureactivedirectory"
       unauthenticated_action = "RedirectToLoginPage"
-      # The check at the end of an apply, and a load balancer's probe, have no identity; /health tells nothing.
+      # The check at the end of an apply, and a load balancer's probe, have no identity; /health reveals nothing.
       excluded_paths = ["/health"]
 
       active_directory_v2 {
@@ -157,16 +157,16 @@ resource "azurerm_function_app_flex_consumption" "app" {
   }
 
   lifecycle {
-    # Azure adds this tag by itself; removing it would restart the app at every apply.
+    # Azure adds this tag itself; removing it would restart the app on every apply.
     ignore_changes = [tags["hidden-link: /app-insights-resource-id"]]
 
     precondition {
       condition     = length(local.names.function_app) <= 32
-      error_message = "The Function App's name, ${local.names.function_app}, is longer than 32 characters, after which the Functions host cuts its id. Shorten name_pattern, or set names.function_app."
+      error_message = "The Function App's name, ${local.names.function_app}, is longer than 32 characters, to which the Functions host truncates its id. Shorten name_pattern, or set names.function_app."
     }
   }
 
-  # An app without its roles starts, fails and is slow to try again.
+  # Without its roles the app starts, fails and is slow to retry.
   depends_on = [
     azurerm_role_assignment.storage,
     azurerm_role_assignment.openai,

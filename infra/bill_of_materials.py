@@ -1,6 +1,8 @@
-"""What is deployed, as a bill of materials: each package of the lock, its licence and its own needs (CycloneDX, JSON).
+"""Prints the software bill of materials: each deployed package with its licence and dependencies (CycloneDX, JSON).
 
-bill_of_materials.py > relay.cdx.json        (beside requirements.txt, in an environment that has what it names)
+bill_of_materials.py > relay.cdx.json
+
+Run it in the directory of requirements.txt, in an environment where those packages are installed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# Where the app runs, whatever machine this is.
-AZURE: Final = {
+# The environment of the deployed app, for evaluating markers independently of this machine.
+AZURE_ENVIRONMENT: Final = {
     "implementation_name": "cpython",
     "os_name": "posix",
     "platform_machine": "x86_64",
@@ -33,25 +35,27 @@ AZURE: Final = {
     "extra": "",
 }
 
-# Licences that ask for no more than their text and their notices; MPL-2.0 asks it of its own files alone.
-ALLOWED: Final = frozenset({"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MPL-2.0", "PSF-2.0"})
+# Licences that require no more than including their text and notices; those of MPL-2.0 apply only to its own files.
+ALLOWED_LICENCES: Final = frozenset(
+    {"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MPL-2.0", "PSF-2.0"}
+)
 
-# What packages write in `License` that is no SPDX expression.
-_OLD_NAMES: Final = {"Apache 2.0": "Apache-2.0", "MIT License": "MIT"}
+# Values of the `License` field that are not SPDX expressions.
+_SPDX_BY_LEGACY_NAME: Final = {"Apache 2.0": "Apache-2.0", "MIT License": "MIT"}
 
-# What is told by its whole text alone, read there.
-_READ: Final = {"isodate": "BSD-3-Clause"}
+# Packages whose metadata holds only the full licence text; identified by reading it.
+_LICENCE_FROM_TEXT: Final = {"isodate": "BSD-3-Clause"}
 
 
 class UnknownLicenceError(Exception):
-    """A package does not say under which licence it comes, or not so that it can be understood."""
+    """A package's metadata names no licence, or none that can be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Locked:
-    """One package of the lock: its normalized name, the version, and the SHA-256 of each file that may be installed.
+class LockedPackage:
+    """One package of the lock file: normalized name, version, and the SHA-256 of each file that may be installed.
 
-    Not `deployed`: it is for other systems than Azure's.
+    `deployed` is false for a package that only systems other than Azure's install.
     """
 
     name: str
@@ -60,63 +64,65 @@ class Locked:
     deployed: bool
 
 
-def read_lock(text: str) -> list[Locked]:
-    """The packages of a requirements file in which all are pinned; raises ValueError for what is not."""
+def parse_lock(text: str) -> list[LockedPackage]:
+    """Parse a requirements file; raises ValueError for a requirement that is not pinned to one version."""
     packages = []
     for line in re.sub(r"\\\n", " ", text).splitlines():
         statement = re.sub(r"(^|\s)#.*", "", line).strip()
         if not statement:
             continue
-        words, *hashes = re.split(r"\s+--hash=sha256:", statement)
-        requirement = Requirement(words)
+        specification, *hashes = re.split(r"\s+--hash=sha256:", statement)
+        requirement = Requirement(specification)
         pin = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))
         if pin is None:
-            raise ValueError(f"{words} is not pinned")
+            raise ValueError(f"{specification} is not pinned")
         marker = requirement.marker
-        deployed = marker is None or marker.evaluate(AZURE)
-        packages.append(Locked(canonicalize_name(requirement.name), pin[1], tuple(hashes), deployed))
+        deployed = marker is None or marker.evaluate(AZURE_ENVIRONMENT)
+        packages.append(LockedPackage(canonicalize_name(requirement.name), pin[1], tuple(hashes), deployed))
     return packages
 
 
-def needs(name: str) -> Iterator[str]:
-    """The normalized names of the packages that an installed one needs, there where the app runs."""
+def dependencies(name: str) -> Iterator[str]:
+    """The normalized names of the packages that an installed package requires in `AZURE_ENVIRONMENT`."""
     for text in importlib.metadata.requires(name) or ():
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate(AZURE):
+        if requirement.marker is None or requirement.marker.evaluate(AZURE_ENVIRONMENT):
             yield canonicalize_name(requirement.name)
 
 
 def licence(name: str) -> str:
     """The SPDX licence expression of an installed package; raises `UnknownLicenceError`."""
-    if name in _READ:
-        return _READ[name]
+    if name in _LICENCE_FROM_TEXT:
+        return _LICENCE_FROM_TEXT[name]
     metadata = importlib.metadata.metadata(name)
-    said = metadata.get("License-Expression") or metadata.get("License") or ""
+    declared = metadata.get("License-Expression") or metadata.get("License") or ""
     try:
-        return canonicalize_license_expression(_OLD_NAMES.get(said, said))
+        return canonicalize_license_expression(_SPDX_BY_LEGACY_NAME.get(declared, declared))
     except InvalidLicenseExpression:
-        raise UnknownLicenceError(f"{name}: its licence is told as {said[:60]!r}") from None
+        raise UnknownLicenceError(f"{name}: {declared[:60]!r} is not an SPDX licence expression") from None
 
 
 def is_allowed(expression: str) -> bool:
-    """Whether one of an expression's choices has only licences that are allowed. Exceptions and brackets are not."""
-    return any(ALLOWED.issuperset(choice.split(" AND ")) for choice in expression.split(" OR "))
+    """Whether an alternative of the expression has only allowed licences; WITH and parentheses are not supported."""
+    return any(ALLOWED_LICENCES.issuperset(choice.split(" AND ")) for choice in expression.split(" OR "))
 
 
-def asked_for(pyproject: str, group: str) -> dict[str, str]:
-    """The version of each package, by its normalized name, that a dependency group of pyproject.toml pins."""
+def pinned_versions(pyproject: str, group: str) -> dict[str, str]:
+    """The versions that a dependency group of pyproject.toml pins, by normalized package name."""
     entries = tomllib.loads(pyproject)["dependency-groups"][group]
-    return {package.name: package.version for package in read_lock("\n".join(entries))}
+    return {package.name: package.version for package in parse_lock("\n".join(entries))}
 
 
-def document(packages: Iterable[Locked], direct: Iterable[str]) -> dict[str, Any]:
-    """The bill of materials (CycloneDX 1.6, https://cyclonedx.org/docs/1.6/json/); the same for the same lock.
+def build_document(packages: Iterable[LockedPackage], direct: Iterable[str]) -> dict[str, Any]:
+    """The CycloneDX 1.6 document (https://cyclonedx.org/docs/1.6/json/); the same lock gives the same document.
 
-    `direct`: the packages that the app itself needs.
+    `direct`: the normalized names of the app's direct dependencies.
     """
-    there = [package for package in packages if package.deployed]
-    refs = {package.name: f"pkg:pypi/{package.name}@{package.version}" for package in there}
-    wanted = {name: sorted(refs[need] for need in set(needs(name)) if need in refs) for name in refs}
+    deployed = [package for package in packages if package.deployed]
+    refs = {package.name: f"pkg:pypi/{package.name}@{package.version}" for package in deployed}
+    depends_on = {
+        name: sorted(refs[dependency] for dependency in set(dependencies(name)) if dependency in refs) for name in refs
+    }
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -133,11 +139,11 @@ def document(packages: Iterable[Locked], direct: Iterable[str]) -> dict[str, Any
                 "purl": refs[package.name],
                 "licenses": [{"expression": licence(package.name)}],
             }
-            for package in there
+            for package in deployed
         ],
         "dependencies": [
             {"ref": "app", "dependsOn": sorted(refs[name] for name in direct)},
-            *({"ref": refs[name], "dependsOn": dependencies} for name, dependencies in wanted.items()),
+            *({"ref": refs[name], "dependsOn": dependency_refs} for name, dependency_refs in depends_on.items()),
         ],
     }
 
@@ -145,12 +151,12 @@ def document(packages: Iterable[Locked], direct: Iterable[str]) -> dict[str, Any
 def main() -> None:
     try:
         lock, pyproject = Path("requirements.txt").read_text(), Path("pyproject.toml").read_text()
-        bill = document(read_lock(lock), asked_for(pyproject, "deployed"))
+        document = build_document(parse_lock(lock), pinned_versions(pyproject, "deployed"))
     except importlib.metadata.PackageNotFoundError as error:
-        raise SystemExit(f"{error.name} is not installed here: make .venv/.for-start installs it") from None
+        raise SystemExit(f"{error.name} is not installed here: run make .venv/.for-start to install it") from None
     except UnknownLicenceError as error:
         raise SystemExit(str(error)) from None
-    sys.stdout.write(json.dumps(bill, indent=2) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

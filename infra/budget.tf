@@ -1,4 +1,5 @@
-# A budget tells; it stops nothing. What stops is each deployment's capacity, maximum_instance_count and the log cap.
+# A budget only notifies; it stops nothing. Costs are limited by each deployment's capacity, maximum_instance_count and
+# daily_log_cap_in_gb.
 
 resource "azurerm_consumption_budget_resource_group" "main" {
   count = var.monthly_budget == null ? 0 : 1
@@ -9,7 +10,7 @@ resource "azurerm_consumption_budget_resource_group" "main" {
   time_grain        = "Monthly"
 
   time_period {
-    # The first of the month in which the budget is made.
+    # The first day of the month in which the budget is created.
     start_date = formatdate("YYYY-MM-'01T00:00:00Z'", plantimestamp())
   }
 
@@ -30,7 +31,7 @@ resource "azurerm_consumption_budget_resource_group" "main" {
   }
 
   lifecycle {
-    # Next month's plan would otherwise make a new budget.
+    # Otherwise next month's plan would replace the budget.
     ignore_changes = [time_period]
   }
 }

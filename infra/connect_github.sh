@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# Once for a repository on GitHub: an identity for its pipelines, with no secret, and a place for the state, with no key.
-# Needs az and gh, both signed in, and the right to register applications and to assign roles on the subscription.
+# One-time setup for a GitHub repository: creates an identity for its workflows, without a secret, and a storage account
+# for the Terraform state, without a key. Requires az and gh, both signed in, and permission to register applications
+# and to assign roles on the subscription.
 #
 #   bash infra/connect_github.sh OWNER/NAME [LOCATION]
 set -euo pipefail
-repository=${1:?"say which repository: bash infra/connect_github.sh OWNER/NAME"}
+repository=${1:?"the repository is missing: bash infra/connect_github.sh OWNER/NAME"}
 location=${2:-eastus2}
 subscription=$(az account show --query id --output tsv)
 application=$(az ad app create --display-name "$repository deploy" --query appId --output tsv)
-# The object id, because a new application is not found by its own id everywhere for some minutes.
+# The object id, since a new application's own id is not known everywhere for some minutes.
 principal=$(az ad sp create --id "$application" --query id --output tsv)
 
-# Who may sign in as it: pull requests, and the two environments.
+# The workflows that may sign in as this identity: those of pull requests and of the two environments.
 for subject in pull_request environment:dev environment:prod; do
 	az ad app federated-credential create --id "$application" --output none --parameters "{
 		\"name\": \"${subject//:/-}\", \"issuer\": \"https://token.actions.githubusercontent.com\",
 		\"subject\": \"repo:$repository:$subject\", \"audiences\": [\"api://AzureADTokenExchange\"]}"
 done
 
-# What it may do: make resources, and assign these three roles and no others: Storage Blob Data Owner, Cognitive Services
-# OpenAI User, Monitoring Metrics Publisher.
+# Its permissions: to create resources, and to assign these three roles only: Storage Blob Data Owner, Cognitive
+# Services OpenAI User, Monitoring Metrics Publisher.
 roles=b7e6dc6d-f1e8-4753-8033-0f276bb0955b,5e0bd9bd-7b93-4f28-af87-19fc36ad61bd,3913510d-42f4-4e42-8a64-420c390055eb
 assign() {
 	az role assignment create --assignee-object-id "$principal" --assignee-principal-type ServicePrincipal \
@@ -33,7 +34,7 @@ assign --role "Role Based Access Control Administrator" --scope "/subscriptions/
 		(!(ActionMatches{'Microsoft.Authorization/roleAssignments/delete'}) OR
 		 @Resource[Microsoft.Authorization/roleAssignments:RoleDefinitionId] ForAnyOfAnyValues:GuidEquals {$roles}))"
 
-# Where the state is kept.
+# The storage account for the Terraform state.
 account=stterraform$RANDOM$RANDOM
 az group create --name rg-terraform-state --location "$location" --output none
 az storage account create --name "$account" --resource-group rg-terraform-state --sku Standard_ZRS --output none \
@@ -42,7 +43,7 @@ az storage container-rm create --name tfstate --storage-account "$account" --res
 assign --role "Storage Blob Data Contributor" \
 	--scope "$(az storage account show --name "$account" --resource-group rg-terraform-state --query id --output tsv)"
 
-# What the workflows read; none of it is a secret.
+# The variables that the workflows read; none is a secret.
 set_variable() { gh variable set "$1" --repo "$repository" --body "$2"; }
 set_variable AZURE_CLIENT_ID "$application"
 set_variable AZURE_TENANT_ID "$(az account show --query tenantId --output tsv)"
@@ -50,4 +51,4 @@ set_variable AZURE_SUBSCRIPTION_ID "$subscription"
 set_variable STATE_RESOURCE_GROUP rg-terraform-state
 set_variable STATE_STORAGE_ACCOUNT "$account"
 set_variable STATE_CONTAINER tfstate
-echo "Now make the environments dev and prod in the settings of $repository, and say there who must agree."
+echo "Now create the environments dev and prod in the settings of $repository, with their required reviewers."

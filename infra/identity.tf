@@ -1,4 +1,4 @@
-# Who the app is, and the three things it may do. The identity is its own resource, so that its roles exist before the app.
+# The app's identity and its three roles. The identity is user-assigned, so that its roles exist before the app.
 
 resource "azurerm_user_assigned_identity" "app" {
   name                = local.names.identity
@@ -7,7 +7,7 @@ resource "azurerm_user_assigned_identity" "app" {
   tags                = local.tags
 }
 
-# The host's own state and the code package.
+# For the host's own state and the code package.
 resource "azurerm_role_assignment" "storage" {
   scope                = azurerm_storage_account.app.id
   role_definition_name = "Storage Blob Data Owner"
@@ -15,7 +15,7 @@ resource "azurerm_role_assignment" "storage" {
   principal_type       = "ServicePrincipal"
 }
 
-# Asking the models; not managing them.
+# For calling the models; does not allow managing them.
 resource "azurerm_role_assignment" "openai" {
   for_each = azurerm_cognitive_account.openai
 
@@ -25,7 +25,7 @@ resource "azurerm_role_assignment" "openai" {
   principal_type       = "ServicePrincipal"
 }
 
-# Sending telemetry, which Application Insights takes from Entra identities only.
+# For sending telemetry, which Application Insights accepts from Entra identities only.
 resource "azurerm_role_assignment" "telemetry" {
   scope                = azurerm_application_insights.app.id
   role_definition_name = "Monitoring Metrics Publisher"

@@ -1,4 +1,4 @@
-# Where telemetry goes, and the workbook that reads it.
+# Log Analytics, Application Insights, diagnostic settings and the workbook.
 
 resource "azurerm_log_analytics_workspace" "main" {
   count = var.log_analytics_workspace_id == null ? 1 : 0
@@ -29,7 +29,7 @@ resource "azurerm_application_insights" "app" {
   local_authentication_enabled = false
 }
 
-# Who asked the accounts and who changed them. Prompts and answers are in none of these logs.
+# Audit logs and metrics of the accounts. None of these logs contains prompts or answers.
 resource "azurerm_monitor_diagnostic_setting" "openai" {
   for_each = azurerm_cognitive_account.openai
 
@@ -46,7 +46,7 @@ resource "azurerm_monitor_diagnostic_setting" "openai" {
   }
 }
 
-# Deletions in the store of the code. Reads and writes are the host's own heartbeat, and would be most of the bill.
+# Deletions in the code storage. Reads and writes are the host's own heartbeat and would be most of the cost.
 resource "azurerm_monitor_diagnostic_setting" "storage" {
   name                       = "workspace"
   target_resource_id         = "${azurerm_storage_account.app.id}/blobServices/default"
@@ -61,7 +61,7 @@ resource "azurerm_monitor_diagnostic_setting" "storage" {
   }
 }
 
-# The app's own logs come through Application Insights; here are its instances and its sign-ins.
+# Platform metrics, such as instance counts, and sign-in logs; the app's own logs are in Application Insights.
 resource "azurerm_monitor_diagnostic_setting" "app" {
   name                       = "workspace"
   target_resource_id         = azurerm_function_app_flex_consumption.app.id
@@ -83,7 +83,7 @@ resource "azurerm_monitor_diagnostic_setting" "app" {
 # ---- Queries ---------------------------------------------------------------------------------------------------------
 
 locals {
-  # The names under which the relay reports a stream (relay/telemetry.py): the only place they stand in infra/.
+  # The telemetry attributes of a stream (relay/telemetry.py); infra/ names them only here.
   telemetry_attributes = {
     operation           = "gen_ai.operation.name"
     model               = "gen_ai.request.model"
@@ -91,7 +91,7 @@ locals {
     output_tokens       = "gen_ai.usage.output_tokens"
     finish_reasons      = "gen_ai.response.finish_reasons"
     time_to_first_chunk = "gen_ai.response.time_to_first_chunk"
-    # Azure Monitor's exporter drops error.type from a span; relay.code says the same.
+    # Azure Monitor's exporter drops error.type from a span; relay.code has the same value.
     code           = "relay.code"
     error          = "error.type"
     outcome        = "relay.outcome"
@@ -112,20 +112,20 @@ locals {
     { file = "outcomes", title = "Streams by outcome", visualization = "timechart" },
     { file = "time_to_first_token", title = "Seconds to the first token (median, 95th percentile)", visualization = "timechart" },
     { file = "tokens", title = "Tokens", visualization = "timechart" },
-    { file = "backends", title = "Deployments: load, refusals, pace", visualization = "table" },
-    { file = "failures", title = "The latest failures", visualization = "table" },
+    { file = "backends", title = "Deployments: load, rejections, throughput", visualization = "table" },
+    { file = "failures", title = "Latest failures", visualization = "table" },
   ]
 }
 
 resource "azurerm_application_insights_workbook" "streams" {
-  # A workbook's name is a UUID; this one is the same at every plan.
+  # A workbook's name must be a UUID; this one is the same in every plan.
   name                = uuidv5("url", "https://portal.azure.com/${data.azurerm_client_config.current.subscription_id}/${local.names.application_insights}/streams")
   display_name        = "Streams of ${local.names.function_app}"
   resource_group_name = local.resource_group_name
   location            = local.location
   tags                = local.tags
   category            = "workbook"
-  # The provider wants it in lower case.
+  # The provider requires lower case.
   source_id = lower(local.log_analytics_workspace_id)
 
   data_json = jsonencode({

@@ -1,9 +1,9 @@
-# The resources' names: made of the pattern at plan time, so that no provider of random values is needed.
+# The resources' names, derived from name_pattern at plan time, so that the random provider is not needed.
 
 locals {
   location = lower(replace(var.location, " ", ""))
 
-  # The same subscription, project and environment give the same names again, everywhere.
+  # The same subscription, project and environment always give the same hash.
   name_hash = substr(sha256(join("/", [data.azurerm_client_config.current.subscription_id, var.project, var.environment])), 0, 6)
 
   name_types = {
@@ -24,18 +24,18 @@ locals {
     storage_account         = "st"
   }
 
-  patterned_names = {
+  default_names = {
     for resource, type in local.name_types : resource => replace(replace(replace(replace(replace(
       var.name_pattern,
       "{type}", type), "{project}", var.project), "{environment}", var.environment), "{location}", local.location), "{hash}", local.name_hash
     )
   }
 
-  # Storage accounts: 3 to 24 lower-case letters and digits. What is too long keeps the hash at its end.
-  storage_name_letters = replace(lower(local.patterned_names.storage_account), "/[^a-z0-9]/", "")
-  storage_name         = length(local.storage_name_letters) <= 24 ? local.storage_name_letters : "${substr(local.storage_name_letters, 0, 18)}${local.name_hash}"
+  # Storage accounts: 3 to 24 lower-case letters and digits. A longer name is truncated and ends in the hash.
+  storage_name_characters = replace(lower(local.default_names.storage_account), "/[^a-z0-9]/", "")
+  storage_name            = length(local.storage_name_characters) <= 24 ? local.storage_name_characters : "${substr(local.storage_name_characters, 0, 18)}${local.name_hash}"
 
-  names = merge(local.patterned_names, { storage_account = local.storage_name }, var.names)
+  names = merge(local.default_names, { storage_account = local.storage_name }, var.names)
 
   tags = merge({ project = var.project, environment = var.environment }, var.tags)
 }

@@ -1,4 +1,4 @@
-# A company's network: the subnet that the app speaks from, and private endpoints. None of it by default.
+# Virtual network integration: the app's subnet and the private endpoints. None is created by default.
 
 locals {
   uses_network    = var.vnet_integration != null
@@ -9,7 +9,7 @@ locals {
 }
 
 resource "azurerm_virtual_network" "main" {
-  # checkov:skip=CKV_AZURE_183:Azure's own name servers are right for a network that holds one app.
+  # checkov:skip=CKV_AZURE_183:Azure's default DNS servers suffice for a network with one app.
   count = local.creates_network ? 1 : 0
 
   name                = coalesce(var.vnet_integration.virtual_network_name, local.names.virtual_network)
@@ -19,7 +19,7 @@ resource "azurerm_virtual_network" "main" {
   tags                = local.tags
 }
 
-# No rule of its own: the default rules keep the internet out and let the app speak.
+# Without custom rules: the default rules deny traffic from the internet and allow the app's outbound traffic.
 resource "azurerm_network_security_group" "app" {
   count = local.creates_network ? 1 : 0
 
@@ -35,10 +35,10 @@ resource "azurerm_subnet" "app" {
   name                 = local.names.subnet
   resource_group_name  = local.resource_group_name
   virtual_network_name = azurerm_virtual_network.main[0].name
-  # A /27 is the least that Flex Consumption takes.
+  # Flex Consumption requires at least a /27.
   address_prefixes = [cidrsubnet(var.vnet_integration.address_space, 27 - tonumber(split("/", var.vnet_integration.address_space)[1]), 0)]
 
-  # Without it no traffic leaves the subnet under the account's eyes: the accounts' rule names this subnet.
+  # Required by the accounts' network rule, which allows this subnet: without it they do not recognize its traffic.
   service_endpoint {
     service = "Microsoft.CognitiveServices"
   }
@@ -85,11 +85,11 @@ resource "azurerm_private_endpoint" "openai" {
     }
   }
 
-  # An account is busy while a deployment is made on it and refuses the endpoint.
+  # While a deployment is being created, its account is busy and rejects the endpoint.
   depends_on = [azurerm_cognitive_deployment.model]
 
   lifecycle {
-    # In many landing zones Azure Policy adds the group.
+    # In many landing zones Azure Policy adds the zone group.
     ignore_changes = [private_dns_zone_group]
   }
 }

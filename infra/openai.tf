@@ -1,17 +1,17 @@
-# The Azure OpenAI accounts and their model deployments, as open_ai_instances lists them.
+# The Azure OpenAI accounts and model deployments of open_ai_instances.
 
 locals {
-  # The first keeps its name when a second one joins it.
+  # The first account's name does not change when a second one is added.
   default_account_names = [
     for position in range(length(var.open_ai_instances)) : position == 0 ? local.names.openai_account : "${local.names.openai_account}-${position + 1}"
   ]
 
-  # The order is the priority, and the first model of the first instance is the app's default.
+  # The order is the default priority, and the first model of the first instance is the app's default model.
   instances = [
     for position, instance in var.open_ai_instances : {
       key  = coalesce(instance.name, "openai-${position + 1}")
       name = coalesce(instance.name, local.default_account_names[position])
-      # An address must be unique in the world, which a name that a person chose seldom is: hence the hash.
+      # A subdomain must be globally unique, which a chosen name seldom is: hence the hash.
       subdomain = coalesce(instance.custom_subdomain_name, instance.name == null ? lower(local.default_account_names[position]) : (
         "${trim(substr(replace(lower(instance.name), "/[^a-z0-9-]/", "-"), 0, 57), "-")}-${local.name_hash}"
       ))
@@ -42,10 +42,10 @@ locals {
 }
 
 resource "azurerm_cognitive_account" "openai" {
-  # checkov:skip=CKV2_AZURE_22:Microsoft's keys encrypt at rest; a customer's key costs a vault, and prompts are not stored here.
-  # checkov:skip=CKV_AZURE_238:The account calls no other service, so it needs no identity of its own.
-  # checkov:skip=CKV_AZURE_134:Open to the app from anywhere by default, by Entra role only; vnet_integration and private_endpoints close it.
-  # checkov:skip=CKV_AZURE_247:Outbound restriction concerns features that fetch (own data, files by URL), which an account without an identity can't use.
+  # checkov:skip=CKV2_AZURE_22:Encrypted at rest with Microsoft's keys; a customer-managed key needs a key vault, and prompts are not stored here.
+  # checkov:skip=CKV_AZURE_238:The account calls no other service, so it needs no identity.
+  # checkov:skip=CKV_AZURE_134:Publicly reachable by default, with an Entra role only; vnet_integration and private_endpoints restrict access.
+  # checkov:skip=CKV_AZURE_247:Outbound restriction concerns features that fetch (own data, files by URL), which an account without an identity cannot use.
   for_each = { for instance in local.instances : instance.key => instance }
 
   name                = each.value.name
@@ -55,7 +55,7 @@ resource "azurerm_cognitive_account" "openai" {
   sku_name            = each.value.sku
   tags                = local.tags
 
-  # Entra sign-in works only under an address of the account's own.
+  # Entra authentication requires a custom subdomain.
   custom_subdomain_name = each.value.subdomain
   local_auth_enabled    = false
 
@@ -68,7 +68,7 @@ resource "azurerm_cognitive_account" "openai" {
       default_action = "Deny"
       bypass         = "None"
 
-      # The subnet's service endpoint is the way in, unless a private endpoint is.
+      # Access is through the subnet's service endpoint, unless there is a private endpoint.
       dynamic "virtual_network_rules" {
         for_each = var.private_endpoints == null ? [network_acls.value] : []
 
@@ -87,7 +87,8 @@ resource "azurerm_cognitive_deployment" "model" {
   cognitive_account_id = azurerm_cognitive_account.openai[each.value.instance].id
   rai_policy_name      = each.value.rai_policy_name
 
-  # A pinned version stays until Azure retires it, and is then replaced instead of failing; Azure's default drifts.
+  # Keeps the pinned version until Azure retires it, then upgrades instead of failing; Azure's default follows each new
+  # default version.
   version_upgrade_option = each.value.version_upgrade_option
 
   model {

@@ -1,4 +1,4 @@
-# What a person needs next, ready to paste. No key is among it: the commands fetch it when they run.
+# URLs and ready-to-run commands. No output contains a key: the commands fetch it when they run.
 
 locals {
   app_url = "https://${azurerm_function_app_flex_consumption.app.default_hostname}"
@@ -21,42 +21,42 @@ locals {
 }
 
 output "url" {
-  description = "The app's address."
+  description = "The app's URL."
   value       = local.app_url
 }
 
 output "stream_command" {
-  description = "A command that streams words; it fetches its credential with az when it runs."
+  description = "A command that streams an answer; it fetches its credential with az when it runs."
   value       = "curl --no-buffer --header \"${local.credential_header}\" --header 'Content-Type: application/json' --data '{\"input\": \"write a random 100 word paragraph\"}' ${local.app_url}/stream"
 }
 
 output "function_key_command" {
-  description = "Prints the function key. With Entra sign-in there is none to print."
+  description = "A command that prints the function key. Null with Entra sign-in."
   value       = var.entra_sign_in == null ? local.function_key_command : null
 }
 
 output "token_command" {
-  description = "With Entra sign-in: prints a token for the app."
+  description = "With Entra sign-in: a command that prints a token for the app. Otherwise null."
   value       = local.token_command
 }
 
 output "chat_url" {
-  description = "The chat page."
+  description = "The URL of the chat page."
   value       = "${local.app_url}/chat"
 }
 
 output "resource_group_name" {
-  description = "The resource group."
+  description = "The name of the resource group."
   value       = local.resource_group_name
 }
 
 output "function_app_name" {
-  description = "The Function App."
+  description = "The name of the Function App."
   value       = azurerm_function_app_flex_consumption.app.name
 }
 
 output "deployments" {
-  description = "Every model deployment, by account and name."
+  description = "All model deployments, by account and name."
   value = {
     for deployment in local.deployments : deployment.key => {
       endpoint    = azurerm_cognitive_account.openai[deployment.instance].endpoint
@@ -71,12 +71,12 @@ output "deployments" {
 }
 
 output "publish_command" {
-  description = "Publishes the code by hand or from a pipeline, which deploy_code = false leaves to it; run it in this folder."
+  description = "A command that publishes the code, manually or from a pipeline, for example with deploy_code = false; run it in this folder."
   value       = join(" ", concat([var.python, "publish.py"], local.publish_arguments))
 }
 
 output "portal_links" {
-  description = "The resources in the portal."
+  description = "Links to the resources in the portal."
   value = {
     resource_group       = "${local.portal}${local.resource_group_id}"
     function_app         = "${local.portal}${azurerm_function_app_flex_consumption.app.id}"

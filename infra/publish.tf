@@ -1,6 +1,6 @@
-# The code, in the same apply: the script packs it, hands it to Azure and waits until the app answers.
-# `zip_deploy_file` is not used: Flex Consumption answers 404 to it (terraform-provider-azurerm #29630), and nothing would
-# make it deploy again.
+# Publishes the code in the same apply: the script packages and publishes it, and waits until the app is healthy.
+# `zip_deploy_file` is not used: Flex Consumption returns 404 for it (terraform-provider-azurerm #29630), and a change
+# of the code would not trigger it.
 
 locals {
   publish_script = "${path.module}/publish.py"
@@ -23,21 +23,21 @@ resource "terraform_data" "publish" {
   }
 
   provisioner "local-exec" {
-    # No shell: the interpreter gets the script and its arguments as they are, on Windows too.
+    # Without a shell: the interpreter receives the script and its arguments unchanged, on Windows too.
     interpreter = concat([var.python, local.publish_script], local.publish_arguments, ["--source"])
     command     = abspath(local.package_root)
   }
 
   lifecycle {
-    # Every change of the app by the provider writes the two keyless connection strings again, which the script deletes.
+    # On every change of the app the provider writes the two keyless connection strings again; the script deletes them.
     replace_triggered_by = [azurerm_function_app_flex_consumption.app]
 
     precondition {
       condition     = contains(local.package_rules, "*") && alltrue([for rule in local.package_rules : can(regex("^(\\*|\\*\\.[a-zA-Z0-9]+|[a-zA-Z0-9_.-]+/|!([a-zA-Z0-9_][a-zA-Z0-9_.-]*/)*([a-zA-Z0-9_][a-zA-Z0-9_.-]*/?|\\*\\*))$", rule))])
-      error_message = ".funcignore holds a rule that is not one of the four kinds that package.tf explains; rewrite it."
+      error_message = ".funcignore contains an unsupported rule; use only the four kinds of rule that package.tf lists."
     }
   }
 
-  # The first request of a caller should find its model and the way to it.
+  # The accounts and the app must be reachable before the first request.
   depends_on = [azurerm_private_endpoint.openai, azurerm_private_endpoint.app]
 }

@@ -1,4 +1,4 @@
-# The resource group: made here, or one that exists.
+# The resource group: a new or an existing one.
 
 resource "azurerm_resource_group" "main" {
   count = var.create_resource_group ? 1 : 0

@@ -1,6 +1,6 @@
-"""Asks a deployed app for a paragraph, and fails unless its words arrive one by one.
+"""Smoke test of a deployed app: requests a paragraph and fails unless it is streamed.
 
-RELAY_FUNCTION_KEY=... smoke.py https://HOST        (or RELAY_TOKEN=..., with Entra sign-in)
+RELAY_FUNCTION_KEY=... smoke.py https://HOST        (with Entra sign-in: RELAY_TOKEN=...)
 """
 
 from __future__ import annotations
@@ -16,106 +16,108 @@ from urllib.parse import urlsplit
 
 PROMPT = "write a random 100 word paragraph"
 
-# Fewer arrivals, or all of them at once, is a buffer somewhere on the way, not a stream. A paragraph of 100 words is
-# some 130 tokens; even a model of 300 tokens a second takes 0.4 s for them.
-LEAST_ARRIVALS = 5
-LEAST_SECONDS = 0.2
+# An answer in fewer reads, or within a shorter time, was buffered somewhere between the model and this machine. A
+# paragraph of 100 words is about 130 tokens; even at 300 tokens a second these take 0.4 s.
+MIN_READS = 5
+MIN_SECONDS = 0.2
 
 
-class SmokeError(Exception):
-    """The app did not stream; `passing` when a freshly assigned role or a cold start may be why."""
+class SmokeTestError(Exception):
+    """The app did not stream. `transient`: a recent role assignment or a cold start may be the cause, so retry."""
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 def check(url: str, credential: Mapping[str, str], *, timeout: float = 120.0) -> str:
-    """Stream one answer from `url`, bearing `timeout` seconds of silence, and return one line of what was seen.
+    """Stream one answer from `url` and return a one-line summary.
 
-    Raise `SmokeError` when it is refused, cut off, or comes in one piece.
+    `timeout`: the seconds to wait for each read. Raises `SmokeTestError` when the request is rejected, or the answer is
+    cut off or not streamed.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise SmokeError(f"{url} is not an address.")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=timeout)
+        raise SmokeTestError(f"{url} is not an http or https URL.")
+    connection_class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = connection_class(parts.hostname, parts.port, timeout=timeout)
     try:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **credential}
         started = time.monotonic()
         connection.request("POST", "/stream", json.dumps({"input": PROMPT}), headers)
         response = connection.getresponse()
         if response.status != http.client.OK:
-            said = response.read(500).decode(errors="replace")
-            raise SmokeError(
-                f"status {response.status}: {said}", passing=response.status in (401, 404, 429, 502, 503, 504)
+            body = response.read(500).decode(errors="replace")
+            raise SmokeTestError(
+                f"status {response.status}: {body}", transient=response.status in (401, 404, 429, 502, 503, 504)
             )
         if not (response.getheader("Content-Type") or "").startswith("text/event-stream"):
-            raise SmokeError(f"the answer is {response.getheader('Content-Type')}, not text/event-stream.")
-        return _judge(_arrivals(response, started))
+            raise SmokeTestError(f"the content type is {response.getheader('Content-Type')}, not text/event-stream.")
+        return _summarize(_read_events(response, started))
     except (OSError, http.client.HTTPException) as error:
-        raise SmokeError(f"{type(error).__name__}: {error}", passing=True) from error
+        raise SmokeTestError(f"{type(error).__name__}: {error}", transient=True) from error
     finally:
         connection.close()
 
 
-def _arrivals(response: http.client.HTTPResponse, started: float) -> Iterator[tuple[float, str, dict[str, object]]]:
-    """Each event with the second in which it arrived; those that one read brought share it."""
-    unread = b""
+def _read_events(response: http.client.HTTPResponse, started: float) -> Iterator[tuple[float, str, dict[str, object]]]:
+    """Each event's arrival time in seconds since `started`, type and data; events of one read have the same time."""
+    unparsed = b""
     while chunk := response.read1(65536):
-        now = time.monotonic() - started
-        *events, unread = (unread + chunk).split(b"\n\n")
+        elapsed = time.monotonic() - started
+        *events, unparsed = (unparsed + chunk).split(b"\n\n")
         for event in events:
             fields = [line.partition(": ") for line in event.decode().splitlines() if not line.startswith(":")]
-            kind = next((value for name, _, value in fields if name == "event"), "message")
-            text = "".join(value for name, _, value in fields if name == "data")
-            if text:
-                yield now, kind, json.loads(text)
+            event_type = next((value for name, _, value in fields if name == "event"), "message")
+            data = "".join(value for name, _, value in fields if name == "data")
+            if data:
+                yield elapsed, event_type, json.loads(data)
 
 
-def _judge(events: Iterator[tuple[float, str, dict[str, object]]]) -> str:
-    seconds: list[float] = []
-    words, ends = "", []
-    for second, kind, content in events:
-        if kind == "message":
-            seconds.append(second)
-            words += str(content.get("text", ""))
+def _summarize(events: Iterator[tuple[float, str, dict[str, object]]]) -> str:
+    """One line about the answer; raises `SmokeTestError` when it is incomplete or was not streamed."""
+    times: list[float] = []
+    text, final_events = "", []
+    for elapsed, event_type, data in events:
+        if event_type == "message":
+            times.append(elapsed)
+            text += str(data.get("text", ""))
         else:
-            ends.append((kind, content))
-    if [kind for kind, _ in ends] != ["done"]:
-        failed = next((content for kind, content in ends if kind == "error"), None)
-        # The deployment's role may be minutes from being effective, and then the stream says so as an event.
-        raise SmokeError(f"the stream ended with {ends or 'nothing'}.", passing=failed is not None)
-    arrivals = len(set(seconds))
-    if arrivals < LEAST_ARRIVALS or seconds[-1] - seconds[0] < LEAST_SECONDS:
-        raise SmokeError(
-            f"the words did not arrive one by one: {len(seconds)} events in {arrivals} arrivals over "
-            f"{seconds[-1] - seconds[0] if seconds else 0:.2f} s. Something on the way holds them back."
+            final_events.append((event_type, data))
+    final_types = [event_type for event_type, _ in final_events]
+    if final_types != ["done"]:
+        # A role assignment that is not effective yet can also be reported as an error event.
+        raise SmokeTestError(f"the stream ended with {final_events or 'nothing'}.", transient="error" in final_types)
+    reads = len(set(times))
+    if reads < MIN_READS or times[-1] - times[0] < MIN_SECONDS:
+        raise SmokeTestError(
+            f"the answer was not streamed: {len(times)} events in {reads} reads over "
+            f"{times[-1] - times[0] if times else 0:.2f} s. Something between the app and this machine buffers it."
         )
-    return f"{len(words.split())} words in {arrivals} arrivals, from {seconds[0]:.2f} s to {seconds[-1]:.2f} s"
+    return f"{len(text.split())} words in {reads} reads, from {times[0]:.2f} s to {times[-1]:.2f} s"
 
 
-def main(words: list[str] | None = None) -> int:
-    """0 when words streamed; 1 when not, with the reason on stderr."""
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 when the answer was streamed, otherwise 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url")
-    parser.add_argument("--attempts", type=int, default=6, help="tries while a role or a cold start may be the reason")
-    parser.add_argument("--pause", type=float, default=30.0, help="seconds between them")
-    asked = parser.parse_args(words)
-    # From the environment, so that neither stands in the list of processes nor in a pipeline's log.
+    parser.add_argument("--attempts", type=int, default=6, help="attempts while the failure may be transient")
+    parser.add_argument("--pause", type=float, default=30.0, help="seconds between attempts")
+    options = parser.parse_args(arguments)
+    # From the environment, so that they appear neither in the process list nor in a pipeline's log.
     credential = {}
     if key := os.environ.get("RELAY_FUNCTION_KEY"):
         credential["x-functions-key"] = key
     if token := os.environ.get("RELAY_TOKEN"):
         credential["Authorization"] = f"Bearer {token}"
-    for attempt in range(1, asked.attempts + 1):
+    for attempt in range(1, options.attempts + 1):
         try:
-            sys.stdout.write(f"{check(asked.url, credential)}\n")
-        except SmokeError as error:
+            sys.stdout.write(f"{check(options.url, credential)}\n")
+        except SmokeTestError as error:
             sys.stderr.write(f"attempt {attempt}: {error}\n")
-            if not error.passing or attempt == asked.attempts:
+            if not error.transient or attempt == options.attempts:
                 return 1
-            time.sleep(asked.pause)
+            time.sleep(options.pause)
         else:
             return 0
     return 1

@@ -1,13 +1,13 @@
-# Where the code package and the host's own state lie. No key opens it.
+# The storage account of the code package and the host's own state. Key access is disabled.
 
 resource "azurerm_storage_account" "app" {
-  # checkov:skip=CKV_AZURE_206:Holds a package that any apply makes again; copies in other zones or regions protect nothing.
-  # checkov:skip=CKV_AZURE_59:Publishing code (One Deploy) fails behind a storage firewall; no key, no anonymous read, Entra roles only.
+  # checkov:skip=CKV_AZURE_206:Holds a package that any apply recreates; replication to other zones or regions adds nothing.
+  # checkov:skip=CKV_AZURE_59:Publishing code (One Deploy) fails behind a storage firewall; access needs an Entra role, keys and anonymous reads are off.
   # checkov:skip=CKV_AZURE_35:As above: a deny rule breaks publishing.
   # checkov:skip=CKV_AZURE_33:The queue service is not used.
   # checkov:skip=CKV2_AZURE_33:As for CKV_AZURE_59: publishing reaches it from Azure's deployment service.
-  # checkov:skip=CKV_AZURE_43:The name is made in names.tf, which checkov can't compute; a test holds it to the rule.
-  # checkov:skip=CKV2_AZURE_1:Microsoft's keys encrypt at rest; nothing of a customer is stored.
+  # checkov:skip=CKV_AZURE_43:The name is computed in names.tf, which checkov cannot evaluate; a test checks it.
+  # checkov:skip=CKV2_AZURE_1:Encrypted at rest with Microsoft's keys; no customer data is stored.
   name                = local.names.storage_account
   resource_group_name = local.resource_group_name
   location            = local.location
@@ -36,14 +36,14 @@ resource "azurerm_storage_account" "app" {
   }
 
   sas_policy {
-    # There is no key to sign one with; what a delegation key signs is logged and ends soon.
+    # There is no account key to sign a SAS with; one signed with a user delegation key is logged and short-lived.
     expiration_period = "00.01:00:00"
     expiration_action = "Log"
   }
 }
 
 resource "azurerm_storage_container" "code" {
-  # checkov:skip=CKV2_AZURE_21:Reads are the host's own heartbeat, and logging them would be most of the bill; deletions are logged.
+  # checkov:skip=CKV2_AZURE_21:Reads are the host's own heartbeat, and logging them would be most of the cost; deletions are logged.
   name                  = "code"
   storage_account_id    = azurerm_storage_account.app.id
   container_access_type = "private"

@@ -1,4 +1,4 @@
-# Versions, and how Terraform speaks to Azure: with Entra tokens only.
+# Required versions, and the provider's configuration: it authenticates with Entra tokens only.
 
 terraform {
   required_version = ">= 1.11"
@@ -12,10 +12,10 @@ terraform {
 }
 
 provider "azurerm" {
-  # Storage's own keys are off, so whatever the provider asks of storage's data plane it asks with an Entra token.
+  # Storage account keys are disabled, so the provider accesses storage's data plane with an Entra token.
   storage_use_azuread = true
 
-  # The provider registers nothing by itself (5.x). The names are case-sensitive, microsoft.insights included.
+  # Provider 5.x registers nothing by default. The names are case-sensitive, including microsoft.insights.
   resource_provider_registrations = "none"
   resource_providers_to_register = var.register_resource_providers ? concat(
     [
@@ -32,18 +32,18 @@ provider "azurerm" {
 
   features {
     cognitive_account {
-      # A deleted account keeps its name and its quota for 48 hours unless it is purged.
+      # A deleted account keeps its name and quota for 48 hours unless it is purged.
       purge_soft_delete_on_destroy = true
     }
 
     log_analytics_workspace {
-      # Otherwise a destroyed workspace lingers for 14 days and a new one of that name brings its content back.
+      # Otherwise a destroyed workspace is kept for 14 days, and a new one of that name restores its content.
       permanently_delete_on_destroy = true
     }
 
     resource_group {
-      # Azure adds an action group and a rule ("Smart Detection", "Failure Anomalies") beside Application Insights;
-      # Terraform doesn't know them, and they must not keep `destroy` from ending.
+      # Azure adds an action group and a rule ("Smart Detection", "Failure Anomalies") with Application Insights.
+      # Terraform does not manage them, and they must not make `destroy` fail.
       prevent_deletion_if_contains_resources = false
     }
   }

@@ -1,6 +1,6 @@
-# What a person may decide. Everything has a default: `terraform apply` alone works.
+# Input variables. All have defaults: `terraform apply` works without any.
 
-# ---- Names and place -------------------------------------------------------------------------------------------------
+# ---- Names and region ------------------------------------------------------------------------------------------------
 
 variable "project" {
   type        = string
@@ -28,7 +28,7 @@ variable "environment" {
 
 variable "location" {
   type        = string
-  description = "The Azure region of everything but those OpenAI accounts that name a region of their own, for example eastus2."
+  description = "The Azure region of all resources except OpenAI accounts that set their own region, for example eastus2."
   default     = "eastus2"
   nullable    = false
 
@@ -40,7 +40,7 @@ variable "location" {
 
 variable "resource_group_name" {
   type        = string
-  description = "The resource group's name. By default it is made from name_pattern."
+  description = "The resource group's name. By default it is derived from name_pattern."
   default     = null
 
   validation {
@@ -51,36 +51,36 @@ variable "resource_group_name" {
 
 variable "create_resource_group" {
   type        = bool
-  description = "False deploys into the existing resource group resource_group_name, which is then never deleted from here."
+  description = "False deploys into the existing resource group resource_group_name, which `terraform destroy` then does not delete."
   default     = true
   nullable    = false
 
   validation {
     condition     = var.create_resource_group || var.resource_group_name != null
-    error_message = "With create_resource_group = false, set resource_group_name to the group that exists."
+    error_message = "With create_resource_group = false, set resource_group_name to an existing resource group."
   }
 }
 
 variable "name_pattern" {
   type        = string
-  description = "The pattern of the resources' names. {type} is the kind of resource (func, oai, st, ...), {hash} is made of subscription, project and environment, so that names that must be unique in the world are."
+  description = "The pattern of the resources' names. {type} is the kind of resource (func, oai, st, ...); {hash} is derived from subscription, project and environment and makes names globally unique where they must be."
   default     = "{type}-{project}-{environment}-{hash}"
   nullable    = false
 
   validation {
     condition     = strcontains(var.name_pattern, "{type}")
-    error_message = "name_pattern must contain {type}, or all resources would share one name."
+    error_message = "name_pattern must contain {type}; without it all resources would have the same name."
   }
 
   validation {
     condition     = can(regex("^[a-zA-Z0-9-]+$", replace(var.name_pattern, "/\\{(type|project|environment|hash|location)\\}/", "x")))
-    error_message = "name_pattern may contain letters, digits, '-' and {type}, {project}, {environment}, {location}, {hash}; nothing else."
+    error_message = "name_pattern may contain only letters, digits, '-' and {type}, {project}, {environment}, {location}, {hash}."
   }
 }
 
 variable "names" {
   type        = map(string)
-  description = "Names that don't follow name_pattern, by resource: function_app, service_plan, storage_account, identity, openai_account, log_analytics_workspace, application_insights, virtual_network, subnet, network_security_group, action_group, budget."
+  description = "Names that override name_pattern, by resource: function_app, service_plan, storage_account, identity, openai_account, log_analytics_workspace, application_insights, virtual_network, subnet, network_security_group, action_group, budget."
   default     = {}
   nullable    = false
 
@@ -89,12 +89,12 @@ variable "names" {
       "function_app", "service_plan", "storage_account", "identity", "openai_account", "log_analytics_workspace",
       "application_insights", "virtual_network", "subnet", "network_security_group", "action_group", "budget",
     ], resource)])
-    error_message = "names may have the keys function_app, service_plan, storage_account, identity, openai_account, log_analytics_workspace, application_insights, virtual_network, subnet, network_security_group, action_group, budget."
+    error_message = "names may only have the keys function_app, service_plan, storage_account, identity, openai_account, log_analytics_workspace, application_insights, virtual_network, subnet, network_security_group, action_group, budget."
   }
 
   validation {
     condition     = can(regex("^[a-zA-Z0-9][a-zA-Z0-9-]{0,30}[a-zA-Z0-9]$", lookup(var.names, "function_app", "func")))
-    error_message = "names.function_app must be 2 to 32 letters, digits and '-': the Functions host cuts its id after 32 characters, and two apps with the same first 32 would collide."
+    error_message = "names.function_app must be 2 to 32 letters, digits and '-': the Functions host truncates its id to 32 characters, and two apps with the same first 32 would collide."
   }
 
   validation {
@@ -105,7 +105,7 @@ variable "names" {
 
 variable "tags" {
   type        = map(string)
-  description = "Tags for every resource, beside project and environment."
+  description = "Tags for every resource, in addition to project and environment."
   default     = {}
   nullable    = false
 
@@ -116,13 +116,13 @@ variable "tags" {
 
   validation {
     condition     = !anytrue([for name in keys(var.tags) : startswith(name, "hidden-")])
-    error_message = "tags: names that begin with \"hidden-\" belong to Azure; remove them."
+    error_message = "tags: names that begin with \"hidden-\" are reserved by Azure; remove them."
   }
 }
 
 variable "register_resource_providers" {
   type        = bool
-  description = "Register the resource providers that are used. False where the deployer may not do so at the subscription and an administrator has."
+  description = "Register the resource providers that are used. Set it to false where the deployer lacks permission and an administrator has registered them."
   default     = true
   nullable    = false
 }
@@ -149,12 +149,12 @@ variable "open_ai_instances" {
   }))
   description = <<-EOT
     The Azure OpenAI accounts, and the models deployed on each.
-    name: the account's name (by default made from name_pattern). region: by default location. sku: S0.
-    custom_subdomain_name: the account's address, unique in the world (by default made from the name and a hash).
-    priority: the lowest is tried first; by default the order of the list.
-    models: name and version as Azure's catalogue has them; deployment_name (by default the model's name); public_name
-    (what callers ask for, by default the model's name: the same model on two accounts is then one model with two
-    backends); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens a
+    name: the account's name (by default derived from name_pattern). region: by default location. sku: S0.
+    custom_subdomain_name: the account's subdomain, globally unique (by default derived from the name and a hash).
+    priority: the lowest is tried first; by default the position in the list.
+    models: name and version as in Azure's model catalogue; deployment_name (by default the model's name); public_name
+    (the model name in requests, by default the model's name: the same model on two accounts is then one model with two
+    backends); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens per
     minute, or provisioned units); rai_policy_name (the content filter); version_upgrade_option.
     The first model of the first instance is the app's default model.
   EOT
@@ -178,7 +178,7 @@ variable "open_ai_instances" {
 
   validation {
     condition     = length(distinct([for position, instance in var.open_ai_instances : coalesce(instance.name, "openai-${position + 1}")])) == length(var.open_ai_instances)
-    error_message = "open_ai_instances: two accounts have the same name; give each a name of its own."
+    error_message = "open_ai_instances: two accounts have the same name; names must be unique."
   }
 
   validation {
@@ -200,7 +200,7 @@ variable "open_ai_instances" {
     condition = length(distinct([for instance in var.open_ai_instances : instance.custom_subdomain_name if instance.custom_subdomain_name != null])) == length(
       [for instance in var.open_ai_instances : instance.custom_subdomain_name if instance.custom_subdomain_name != null]
     )
-    error_message = "open_ai_instances: two accounts have the same custom_subdomain_name; it must be unique in the world."
+    error_message = "open_ai_instances: two accounts have the same custom_subdomain_name; it must be globally unique."
   }
 
   validation {
@@ -212,7 +212,7 @@ variable "open_ai_instances" {
     condition = alltrue([for instance in var.open_ai_instances : length(instance.models) == length(distinct(
       [for model in instance.models : lower(coalesce(model.deployment_name, model.name))]
     ))])
-    error_message = "open_ai_instances: an account has two deployments of the same name; give one of them a deployment_name."
+    error_message = "open_ai_instances: an account has two deployments of the same name; set a different deployment_name for one."
   }
 
   validation {
@@ -222,19 +222,19 @@ variable "open_ai_instances" {
 
   validation {
     condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.version != "" && model.public_name != "" && model.rai_policy_name != ""]]))
-    error_message = "open_ai_instances: leave version, public_name or rai_policy_name out instead of setting it to \"\"."
+    error_message = "open_ai_instances: omit version, public_name or rai_policy_name instead of setting it to \"\"."
   }
 
   validation {
     condition = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : contains(
       ["GlobalStandard", "DataZoneStandard", "Standard", "GlobalProvisionedManaged", "DataZoneProvisionedManaged", "ProvisionedManaged"], model.sku
     )]]))
-    error_message = "open_ai_instances: a model's sku is GlobalStandard, DataZoneStandard, Standard, GlobalProvisionedManaged, DataZoneProvisionedManaged or ProvisionedManaged (a batch deployment can't stream)."
+    error_message = "open_ai_instances: a model's sku is GlobalStandard, DataZoneStandard, Standard, GlobalProvisionedManaged, DataZoneProvisionedManaged or ProvisionedManaged (batch deployments cannot stream)."
   }
 
   validation {
     condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : try(model.capacity >= 1 && floor(model.capacity) == model.capacity, false)]]))
-    error_message = "open_ai_instances: capacity is a whole number of at least 1 (thousands of tokens a minute, or provisioned units)."
+    error_message = "open_ai_instances: capacity is a whole number of at least 1 (thousands of tokens per minute, or provisioned units)."
   }
 
   validation {
@@ -249,7 +249,7 @@ variable "open_ai_instances" {
 
 variable "instance_memory_in_mb" {
   type        = number
-  description = "Memory of one instance of the app; its share of a processor grows with it."
+  description = "Memory of one instance of the app; its CPU share grows with the memory."
   default     = 2048
   nullable    = false
 
@@ -261,7 +261,7 @@ variable "instance_memory_in_mb" {
 
 variable "maximum_instance_count" {
   type        = number
-  description = "How many instances the app may grow to: the ceiling of its cost, and with http_concurrency of its open streams."
+  description = "Maximum number of instances: limits the app's cost and, times http_concurrency, the number of open streams."
   default     = 40
   nullable    = false
 
@@ -273,19 +273,19 @@ variable "maximum_instance_count" {
 
 variable "http_concurrency" {
   type        = number
-  description = "Streams that one instance serves at a time. A stream holds its place from the first byte to the last. Azure's own default for Python is 1: an instance for each stream."
+  description = "Streams that one instance serves concurrently. A stream counts from its first byte to its last. Azure's default for Python is 1: one instance per stream."
   default     = 100
   nullable    = false
 
   validation {
     condition     = var.http_concurrency >= 2 && var.http_concurrency <= 1000 && floor(var.http_concurrency) == var.http_concurrency
-    error_message = "http_concurrency must be a whole number from 2 to 1000; with 1 every open stream would cost an instance of its own."
+    error_message = "http_concurrency must be a whole number from 2 to 1000; with 1 every open stream would need a separate instance."
   }
 }
 
 variable "always_ready_instances" {
   type        = number
-  description = "Instances that are kept warm for HTTP. 0 scales to zero; 1 spares the first caller the cold start and costs all day."
+  description = "Always-ready instances for HTTP. 0 scales to zero; 1 avoids the cold start of the first request and is billed continuously."
   default     = 0
   nullable    = false
 
@@ -297,18 +297,18 @@ variable "always_ready_instances" {
 
 variable "relay_settings" {
   type        = map(string)
-  description = "App settings of the relay that differ from its defaults, for example { MAX_OUTPUT_TOKENS = \"4096\" }. README lists them."
+  description = "App settings of the relay to override, for example { MAX_OUTPUT_TOKENS = \"4096\" }. README lists them."
   default     = {}
   nullable    = false
 
   validation {
     condition     = alltrue([for setting in keys(var.relay_settings) : contains(local.relay_setting_names, setting)])
-    error_message = "relay_settings may have these keys: ${join(", ", local.relay_setting_names)}. Addresses, models and identity are set by Terraform; there is no key."
+    error_message = "relay_settings may only have the keys ${join(", ", local.relay_setting_names)}. Endpoints, models and identity are set by Terraform; an API key is not used."
   }
 
   validation {
     condition     = alltrue([for value in values(var.relay_settings) : can(regex("^[0-9]{1,12}(\\.[0-9]{1,6})?$", value))])
-    error_message = "relay_settings: each value is a number in quotes, for example \"30\"."
+    error_message = "relay_settings: each value must be a number in quotes, for example \"30\"."
   }
 
   validation {
@@ -316,27 +316,27 @@ variable "relay_settings" {
       for setting, value in var.relay_settings :
       try(tonumber(value) >= local.relay_setting_ranges[setting][0] && tonumber(value) <= local.relay_setting_ranges[setting][1], true)
     ])
-    error_message = "relay_settings: from least to most, each value must be within ${join(", ", [for setting, range in local.relay_setting_ranges : "${setting} ${range[0]} to ${range[1]}"])}."
+    error_message = "relay_settings: a value is out of range. The ranges are ${join(", ", [for setting, range in local.relay_setting_ranges : "${setting} ${range[0]} to ${range[1]}"])}."
   }
 }
 
 variable "deploy_code" {
   type        = bool
-  description = "Publish the app's code in the same apply. False leaves it to a pipeline, which then runs the command of the output publish_command."
+  description = "Publish the app's code in the same apply. Set it to false where a pipeline runs the command in the output publish_command instead."
   default     = true
   nullable    = false
 }
 
 variable "check_health" {
   type        = bool
-  description = "End the publishing by waiting until /health answers, so that an app that does not start fails the apply. False where the deployer may publish but not call the app, for example from outside allowed_ip_ranges."
+  description = "After publishing, wait until /health returns 200, so that an app that does not start fails the apply. Set it to false where the deployer may publish but not call the app, for example from outside allowed_ip_ranges."
   default     = true
   nullable    = false
 }
 
 variable "python" {
   type        = string
-  description = "The Python 3 that runs the publish script on the deployer's machine; on Windows often \"python\"."
+  description = "The Python 3 that runs the publish script on the deployer's machine; on Windows usually \"python\"."
   default     = "python3"
   nullable    = false
 
@@ -354,7 +354,7 @@ variable "vnet_integration" {
     address_space        = optional(string, "10.80.0.0/24")
     virtual_network_name = optional(string)
   })
-  description = "Lets the app speak from a subnet, and closes the OpenAI accounts to everything else. {} makes a virtual network; subnet_id takes an existing subnet, which must be delegated to Microsoft.App/environments and, without private_endpoints, have the service endpoint Microsoft.CognitiveServices."
+  description = "Connects the app to a subnet, and restricts the OpenAI accounts to that subnet. {} creates a virtual network; subnet_id selects an existing subnet, which must be delegated to Microsoft.App/environments and, without private_endpoints, have the service endpoint Microsoft.CognitiveServices."
   default     = null
 
   validation {
@@ -364,7 +364,7 @@ variable "vnet_integration" {
 
   validation {
     condition     = var.vnet_integration == null || try(can(regex("^[0-9.]+/", var.vnet_integration.address_space)) && can(cidrhost(var.vnet_integration.address_space, 0)) && tonumber(split("/", var.vnet_integration.address_space)[1]) <= 27, false)
-    error_message = "vnet_integration.address_space must be an IPv4 range that has room for a /27, for example 10.80.0.0/24."
+    error_message = "vnet_integration.address_space must be an IPv4 range of /27 or larger, for example 10.80.0.0/24."
   }
 }
 
@@ -375,7 +375,7 @@ variable "private_endpoints" {
     function_app              = optional(bool, false)
     function_app_dns_zone_ids = optional(list(string), [])
   })
-  description = "Private endpoints for the OpenAI accounts in an existing subnet, which close their public side; with function_app = true for the app too (then only that network reaches it, publishing included). The DNS zones exist already (privatelink.openai.azure.com, privatelink.azurewebsites.net); leave the ids out where Azure Policy adds them."
+  description = "Private endpoints for the OpenAI accounts in an existing subnet, which disable their public access; with function_app = true also for the app, which is then reachable, and can be published to, only from that network. The DNS zones (privatelink.openai.azure.com, privatelink.azurewebsites.net) must exist; omit the ids where Azure Policy adds them."
   default     = null
 
   validation {
@@ -385,7 +385,7 @@ variable "private_endpoints" {
 
   validation {
     condition     = var.private_endpoints == null || var.vnet_integration != null
-    error_message = "private_endpoints needs vnet_integration: without it the app itself could no longer reach the accounts."
+    error_message = "private_endpoints requires vnet_integration: without it the app could not reach the accounts."
   }
 
   validation {
@@ -399,7 +399,7 @@ variable "private_endpoints" {
 
 variable "allowed_ip_ranges" {
   type        = list(string)
-  description = "The only addresses that may call the app, as IPv4 ranges, for example [\"203.0.113.0/24\"]. Empty: everyone who has a key. Include the machine that deploys, or set check_health = false: the check of /health at the end of an apply would be refused."
+  description = "The only addresses that may call the app, as IPv4 ranges, for example [\"203.0.113.0/24\"]. Empty: any address, with a key. Include the machine that deploys, or set check_health = false: otherwise the check of /health at the end of an apply is rejected."
   default     = []
   nullable    = false
 
@@ -434,7 +434,7 @@ variable "entra_sign_in" {
     allowed_applications = optional(list(string), [])
     allowed_groups       = optional(list(string), [])
   })
-  description = "Entra ID sign-in instead of function keys: client_id of the app registration; tenant_id (by default the deployer's); allowed_audiences beside the client id and api://<client id>; allowed_applications (client ids) and allowed_groups (object ids) that may call, by default all of the tenant's."
+  description = "Entra ID sign-in instead of function keys: client_id of the app registration; tenant_id (by default the deployer's); allowed_audiences in addition to the client id and api://<client id>; allowed_applications (client ids) and allowed_groups (object ids) that may call the app, by default all in the tenant."
   default     = null
 
   validation {
@@ -442,15 +442,15 @@ variable "entra_sign_in" {
       for id in concat([try(var.entra_sign_in.client_id, "")], compact([try(var.entra_sign_in.tenant_id, "")]), try(var.entra_sign_in.allowed_applications, []), try(var.entra_sign_in.allowed_groups, [])) :
       can(regex("^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$", id))
     ])
-    error_message = "entra_sign_in: client_id, tenant_id, allowed_applications and allowed_groups are ids such as 00000000-0000-0000-0000-000000000000."
+    error_message = "entra_sign_in: client_id, tenant_id, allowed_applications and allowed_groups must be ids such as 00000000-0000-0000-0000-000000000000."
   }
 }
 
-# ---- Watching and cost -----------------------------------------------------------------------------------------------
+# ---- Monitoring and cost ---------------------------------------------------------------------------------------------
 
 variable "log_analytics_workspace_id" {
   type        = string
-  description = "The id of an existing Log Analytics workspace. By default one is made."
+  description = "The id of an existing Log Analytics workspace. By default a new one is created."
   default     = null
 
   validation {
@@ -461,7 +461,7 @@ variable "log_analytics_workspace_id" {
 
 variable "log_retention_in_days" {
   type        = number
-  description = "How long logs are kept."
+  description = "The retention period of logs, in days."
   default     = 30
   nullable    = false
 
@@ -473,7 +473,7 @@ variable "log_retention_in_days" {
 
 variable "daily_log_cap_in_gb" {
   type        = number
-  description = "Gigabytes of telemetry a day after which nothing more is taken in (and paid for) until the next day."
+  description = "Gigabytes of telemetry per day; beyond it nothing is ingested, or billed, until the next day."
   default     = 1
   nullable    = false
 
@@ -485,7 +485,7 @@ variable "daily_log_cap_in_gb" {
 
 variable "alert_emails" {
   type        = list(string)
-  description = "Who is told when streams fail. Without anyone to wake there are no alerts (each rule costs a little)."
+  description = "The addresses that are notified when streams fail. If empty, no alert rules are created (each has a small cost)."
   default     = []
   nullable    = false
 
@@ -501,7 +501,7 @@ variable "alert_thresholds" {
     rate_limited_percent = optional(number, 10)
     minimum_streams      = optional(number, 10)
   })
-  description = "When an alert fires: the share of failed and of rate-limited streams in a quarter of an hour, out of at least minimum_streams."
+  description = "When an alert fires: the share of failed and of rate-limited streams in the last 15 minutes, out of at least minimum_streams."
   default     = {}
   nullable    = false
 
@@ -511,13 +511,13 @@ variable "alert_thresholds" {
       var.alert_thresholds.rate_limited_percent > 0, var.alert_thresholds.rate_limited_percent < 100,
       var.alert_thresholds.minimum_streams >= 1,
     ])
-    error_message = "alert_thresholds: failed_percent and rate_limited_percent are above 0 and below 100, minimum_streams is at least 1."
+    error_message = "alert_thresholds: failed_percent and rate_limited_percent must be above 0 and below 100, minimum_streams at least 1."
   }
 }
 
 variable "monthly_budget" {
   type        = number
-  description = "A monthly budget of the resource group in the subscription's currency, which tells alert_emails and the owners at 80 % spent and at 100 % forecast. Null: none. It tells; it stops nothing."
+  description = "A monthly budget of the resource group in the subscription's currency, which notifies alert_emails and the owners at 80 % spent and at 100 % forecast. Null: no budget. It only notifies; it stops nothing."
   default     = null
 
   validation {

@@ -1,6 +1,6 @@
-"""The deployment, as far as it can be held without Azure: the provider's schema, the settings, the package, the guards.
+"""Tests of the deployment that need no Azure: provider schema, security settings, app settings, package, workflows.
 
-`terraform validate` and `terraform test` run where the provider can be had, checkov where it is installed.
+`terraform validate` and `terraform test` run if the provider can be downloaded, checkov if it is installed.
 """
 
 import ast
@@ -26,40 +26,44 @@ TERRAFORM_FILES = sorted(INFRA.glob("*.tf"))
 TEST_FILES = sorted((INFRA / "tests").glob("*.tftest.hcl"))
 SCHEMA = json.loads(Path(__file__).with_name("azurerm-schema-5.2.0.json").read_text(encoding="utf-8"))
 
-# What Terraform lets stand in any resource beside the provider's own attributes.
+# The arguments that Terraform allows in any resource, in addition to the provider's attributes.
 META_ARGUMENTS = {"count", "for_each", "depends_on", "provider", "lifecycle", "provisioner", "connection"}
 
 
-def parsed(path: Path) -> dict[str, Any]:
-    """The file's blocks; names lose the quotes that the parser keeps, strings keep theirs."""
-    return _unquoted(hcl2.loads(path.read_text(encoding="utf-8")))
+def parse_hcl(text: str) -> dict[str, Any]:
+    """The blocks of an HCL document; string values keep the quotes that the parser includes, names do not."""
+    return _unquote_names(hcl2.loads(text))
 
 
-def _unquoted(value: Any) -> Any:
+def read_hcl(path: Path) -> dict[str, Any]:
+    return parse_hcl(path.read_text(encoding="utf-8"))
+
+
+def _unquote_names(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            name.strip('"'): _unquoted(inner)
+            name.strip('"'): _unquote_names(inner)
             for name, inner in value.items()
             if name not in ("__is_block__", "__comments__", "__inline_comments__")
         }
     if isinstance(value, list):
-        return [_unquoted(inner) for inner in value]
+        return [_unquote_names(inner) for inner in value]
     return value
 
 
-def labelled(blocks: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Blocks with two labels, as resources and data sources have: kind, name, body."""
+def two_label_blocks(blocks: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Type, name and body of blocks with two labels, such as resources and data sources."""
     for block in blocks:
-        for kind, named in block.items():
-            for name, body in named.items():
+        for kind, bodies in block.items():
+            for name, body in bodies.items():
                 yield kind, name, body
 
 
-CONFIGURATION = {path: parsed(path) for path in TERRAFORM_FILES}
+CONFIGURATION = {path: read_hcl(path) for path in TERRAFORM_FILES}
 RESOURCES = {
     (kind, name): body
     for content in CONFIGURATION.values()
-    for kind, name, body in labelled(content.get("resource", []))
+    for kind, name, body in two_label_blocks(content.get("resource", []))
 }
 VARIABLES = {
     name: body
@@ -69,14 +73,14 @@ VARIABLES = {
 }
 
 
-# ---- The provider's schema ---------------------------------------------------------------------------------------
+# ---- Provider schema -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class SchemaCheck:
-    """Holds one block to the provider's schema, and gathers every complaint."""
+    """Compares blocks with the provider's schema and collects the differences in `errors`."""
 
-    complaints: list[str]
+    errors: list[str]
 
     def block(
         self, body: dict[str, Any], schema: dict[str, Any], where: str, meta: frozenset[str] = frozenset()
@@ -96,47 +100,47 @@ class SchemaCheck:
                 self._attribute(name, value, attributes[name], where)
             elif name in blocks:
                 if not isinstance(value, list):
-                    self.complaints.append(f"{where}.{name} is a block, not an attribute")
+                    self.errors.append(f"{where}.{name} is a block, not an attribute")
                     continue
                 counts[name] = (len(value), counts.get(name, (0, False))[1])
                 for inner in value:
                     self.block(inner, blocks[name][2], f"{where}.{name}")
             else:
-                self.complaints.append(f"{where}.{name} does not exist")
+                self.errors.append(f"{where}.{name} does not exist")
         for name, flags in attributes.items():
             if "r" in flags and name not in body:
-                self.complaints.append(f"{where}.{name} is required")
-        for name, (least, most, _) in blocks.items():
-            number, dynamic = counts.get(name, (0, False))
-            if number < least and not dynamic:
-                self.complaints.append(f"{where}.{name} is required")
-            if most and number > most:
-                self.complaints.append(f"{where}.{name} may stand there {most} times, not {number}")
+                self.errors.append(f"{where}.{name} is required")
+        for name, (minimum, maximum, _) in blocks.items():
+            count, dynamic = counts.get(name, (0, False))
+            if count < minimum and not dynamic:
+                self.errors.append(f"{where}.{name} is required")
+            if maximum and count > maximum:
+                self.errors.append(f"{where}.{name} may occur {maximum} times, not {count}")
 
     def _dynamic(self, kind: str, body: dict[str, Any], blocks: dict[str, Any], where: str) -> None:
         if kind not in blocks:
-            self.complaints.append(f"{where}.{kind} does not exist")
+            self.errors.append(f"{where}.{kind} does not exist")
             return
         if "for_each" not in body or len(body.get("content", [])) != 1:
-            self.complaints.append(f"{where}.{kind} needs for_each and one content")
+            self.errors.append(f"{where}.{kind} requires for_each and one content block")
             return
         self.block(body["content"][0], blocks[kind][2], f"{where}.{kind}")
 
     def _attribute(self, name: str, value: Any, flags: str, where: str) -> None:
         if "r" not in flags and "o" not in flags:
-            self.complaints.append(f"{where}.{name} can only be read")
+            self.errors.append(f"{where}.{name} is read-only")
         if isinstance(value, list) and any(isinstance(inner, dict) and "__is_block__" in inner for inner in value):
-            self.complaints.append(f"{where}.{name} is an attribute, not a block")
+            self.errors.append(f"{where}.{name} is an attribute, not a block")
 
 
-def complaints_of(content: dict[str, Any]) -> list[str]:
+def schema_errors(content: dict[str, Any]) -> list[str]:
     check = SchemaCheck([])
     for section, schemas in (("resource", SCHEMA["resources"]), ("data", SCHEMA["data"])):
-        for kind, name, body in labelled(content.get(section, [])):
+        for kind, name, body in two_label_blocks(content.get(section, [])):
             if kind == "terraform_data":
                 continue
             if kind not in schemas:
-                check.complaints.append(f"{kind} does not exist")
+                check.errors.append(f"{kind} does not exist")
                 continue
             check.block(body, schemas[kind], f"{kind}.{name}", frozenset(META_ARGUMENTS))
             for lifecycle in body.get("lifecycle", []):
@@ -145,24 +149,24 @@ def complaints_of(content: dict[str, Any]) -> list[str]:
                     if attribute not in schemas[kind]["attributes"] and attribute not in schemas[kind].get(
                         "blocks", {}
                     ):
-                        check.complaints.append(f"{kind}.{name} ignores {attribute}, which does not exist")
+                        check.errors.append(f"{kind}.{name} ignores {attribute}, which does not exist")
     for provider in content.get("provider", []):
         check.block(provider["azurerm"], SCHEMA["provider"], "provider")
-    return check.complaints
+    return check.errors
 
 
 @pytest.mark.parametrize("path", TERRAFORM_FILES, ids=lambda path: path.name)
-def test_every_argument_is_in_the_providers_schema(path: Path) -> None:
-    assert complaints_of(CONFIGURATION[path]) == []
+def test_all_arguments_are_in_the_provider_schema(path: Path) -> None:
+    assert schema_errors(CONFIGURATION[path]) == []
 
 
 REFERENCE = re.compile(r"(?<![\w.\"])(data\.)?(azurerm_\w+)\.(\w+)(?:\[(?:[^\[\]]|\[[^\]]*\])*\])?(?:\.(\w+))?")
 
 
 @pytest.mark.parametrize("path", [*TERRAFORM_FILES, *TEST_FILES], ids=lambda path: path.name)
-def test_every_reference_leads_somewhere(path: Path) -> None:
+def test_all_references_resolve(path: Path) -> None:
     text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(encoding="utf-8"))
-    wrong = []
+    errors = []
     for data, kind, name, attribute in REFERENCE.findall(text):
         if data:
             known = (kind, name) == ("azurerm_client_config", "current")
@@ -171,46 +175,46 @@ def test_every_reference_leads_somewhere(path: Path) -> None:
             known = (kind, name) in RESOURCES
             schema = SCHEMA["resources"].get(kind)
         if not known or schema is None:
-            wrong.append(f"{kind}.{name} is not declared")
+            errors.append(f"{kind}.{name} is not declared")
         elif attribute and attribute not in schema["attributes"] and attribute not in schema.get("blocks", {}):
-            wrong.append(f"{kind}.{name} has no {attribute}")
-    assert wrong == []
+            errors.append(f"{kind}.{name} has no {attribute}")
+    assert errors == []
 
 
-def test_the_mocks_answer_only_what_azure_answers() -> None:
-    wrong = []
+def test_mocks_set_only_computed_attributes() -> None:
+    not_computed = []
     for path in sorted((INFRA / "tests" / "mocks").glob("*.tfmock.hcl")):
-        content = parsed(path)
+        content = read_hcl(path)
         for section, schemas in (("mock_resource", SCHEMA["resources"]), ("mock_data", SCHEMA["data"])):
             for block in content.get(section, []):
                 for kind, body in block.items():
                     known = schemas.get(kind, {"attributes": {}})["attributes"]
-                    wrong += [f"{kind}.{name}" for name in body["defaults"] if "c" not in known.get(name, "")]
-    assert wrong == []
+                    not_computed += [f"{kind}.{name}" for name in body["defaults"] if "c" not in known.get(name, "")]
+    assert not_computed == []
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "error"),
     [
         ('name = "x"', "azurerm_resource_group.x.location is required"),
-        ('name = "x"\nlocation = "x"\nplace = "x"', "azurerm_resource_group.x.place does not exist"),
-        ('name = "x"\nlocation = "x"\nplace {}', "azurerm_resource_group.x.place does not exist"),
+        ('name = "x"\nlocation = "x"\nunknown = "x"', "azurerm_resource_group.x.unknown does not exist"),
+        ('name = "x"\nlocation = "x"\nunknown {}', "azurerm_resource_group.x.unknown does not exist"),
         (
-            'name = "x"\nlocation = "x"\nlifecycle {\n ignore_changes = [place]\n}',
-            "azurerm_resource_group.x ignores place, which does not exist",
+            'name = "x"\nlocation = "x"\nlifecycle {\n ignore_changes = [unknown]\n}',
+            "azurerm_resource_group.x ignores unknown, which does not exist",
         ),
         (
-            'name = "x"\nlocation = "x"\ndynamic "place" {\n for_each = []\n content {}\n}',
-            "azurerm_resource_group.x.place does not exist",
+            'name = "x"\nlocation = "x"\ndynamic "unknown" {\n for_each = []\n content {}\n}',
+            "azurerm_resource_group.x.unknown does not exist",
         ),
     ],
 )
-def test_the_schema_check_finds(text: str, complaint: str) -> None:
-    content = _unquoted(hcl2.loads(f'resource "azurerm_resource_group" "x" {{\n{text}\n}}\n'))
-    assert complaints_of(content) == [complaint]
+def test_schema_check_reports_an_error(text: str, error: str) -> None:
+    content = parse_hcl(f'resource "azurerm_resource_group" "x" {{\n{text}\n}}\n')
+    assert schema_errors(content) == [error]
 
 
-def test_the_schema_check_finds_what_is_nested_or_only_read() -> None:
+def test_schema_check_reports_errors_in_nested_blocks_and_read_only_attributes() -> None:
     text = """
 resource "azurerm_user_assigned_identity" "x" {
   name                = "x"
@@ -233,15 +237,15 @@ resource "azurerm_cognitive_deployment" "x" {
   }
 }
 """
-    assert complaints_of(_unquoted(hcl2.loads(text))) == [
-        "azurerm_user_assigned_identity.x.principal_id can only be read",
+    assert schema_errors(parse_hcl(text)) == [
+        "azurerm_user_assigned_identity.x.principal_id is read-only",
         "azurerm_cognitive_deployment.x.model.name is required",
-        "azurerm_cognitive_deployment.x.model may stand there 1 times, not 2",
+        "azurerm_cognitive_deployment.x.model may occur 1 times, not 2",
         "azurerm_cognitive_deployment.x.sku is required",
     ]
 
 
-# ---- The guards, where no provider can run `terraform test` ----------------------------------------------------------
+# ---- Security settings, also checked where `terraform test` cannot run -----------------------------------------------
 
 APP = ("azurerm_function_app_flex_consumption", "app")
 STORAGE = ("azurerm_storage_account", "app")
@@ -287,14 +291,14 @@ IDENTITY = "${azurerm_user_assigned_identity.app.id}"
     ],
     ids=str,
 )
-def test_guard(resource: tuple[str, str], path: str, value: object) -> None:
-    found: Any = RESOURCES[resource]
+def test_security_setting(resource: tuple[str, str], path: str, value: object) -> None:
+    actual: Any = RESOURCES[resource]
     for step in path.split("."):
-        found = found[int(step)] if step.isdigit() else found[step]
-    assert found == value
+        actual = actual[int(step)] if step.isdigit() else actual[step]
+    assert actual == value
 
 
-def test_the_apps_identity_has_three_roles_and_no_more() -> None:
+def test_app_identity_has_exactly_three_roles() -> None:
     roles = {
         body["role_definition_name"].strip('"'): (body["scope"], body["principal_id"], body["principal_type"])
         for (kind, _), body in RESOURCES.items()
@@ -308,12 +312,11 @@ def test_the_apps_identity_has_three_roles_and_no_more() -> None:
     }
 
 
-def test_nothing_asks_the_provider_for_a_key() -> None:
+def test_configuration_reads_no_key_from_the_provider() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in TERRAFORM_FILES)
     secrets = r"primary_access_key|secondary_access_key|_connection_string\b|shared_key\b|host_keys|site_credential"
-    found = set(re.findall(rf"\.\w*(?:{secrets})", text))
-    # The connection string of Application Insights names an endpoint; with local sign-in off it opens nothing.
-    assert found == set()
+    assert set(re.findall(rf"\.\w*(?:{secrets})", text)) == set()
+    # The connection string of Application Insights is no secret: with local authentication off it grants no access.
     assert text.count("azurerm_application_insights.app.connection_string") == 1
 
 
@@ -321,53 +324,53 @@ def test_nothing_asks_the_provider_for_a_key() -> None:
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_variable_is_described_and_has_a_default(name: str) -> None:
+def test_variable_has_description_default_and_validation(name: str) -> None:
     variable = VARIABLES[name]
     assert {"type", "description", "default"} <= variable.keys()
     assert len(variable["description"]) > 20
     if variable["type"] not in ("bool", "${bool}"):
-        assert variable.get("validation"), "takes any value"
+        assert variable.get("validation"), "has no validation"
     for validation in variable.get("validation", []):
         assert name in validation["error_message"], "the message must name the variable"
 
 
-def test_every_output_is_described() -> None:
-    outputs = parsed(INFRA / "outputs.tf")["output"]
+def test_all_outputs_have_a_description() -> None:
+    outputs = read_hcl(INFRA / "outputs.tf")["output"]
     assert all(len(body["description"]) > 10 for output in outputs for body in output.values())
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
-def test_a_persons_own_tfvars_change_no_test(path: Path) -> None:
-    pinned = parsed(path)["variables"][0]
-    assert set(pinned) == set(VARIABLES), "`terraform test` loads terraform.tfvars: pin every variable"
+def test_terraform_tests_pin_all_variables(path: Path) -> None:
+    pinned = read_hcl(path)["variables"][0]
+    assert set(pinned) == set(VARIABLES), "`terraform test` also loads a local terraform.tfvars: pin every variable"
 
 
-def test_every_validation_is_tested() -> None:
-    refused = [
+def test_all_validations_have_a_test() -> None:
+    expected_failures = [
         variable.removeprefix("${").removesuffix("}").removeprefix("var.")
         for path in TEST_FILES
-        for run in parsed(path)["run"]
+        for run in read_hcl(path)["run"]
         for body in run.values()
         for variable in body.get("expect_failures", [])
     ]
     untested = {
-        name: (len(variable["validation"]), refused.count(name))
+        name: (len(variable["validation"]), expected_failures.count(name))
         for name, variable in VARIABLES.items()
-        if len(variable.get("validation", [])) > refused.count(name)
+        if len(variable.get("validation", [])) > expected_failures.count(name)
     }
     assert untested == {}
 
 
 @pytest.mark.parametrize("path", sorted((INFRA / "env").glob("*.tfvars")), ids=lambda path: path.name)
-def test_the_environments_set_what_there_is(path: Path) -> None:
-    assert set(parsed(path)) <= set(VARIABLES)
+def test_environment_files_set_only_existing_variables(path: Path) -> None:
+    assert set(read_hcl(path)) <= set(VARIABLES)
 
 
 # ---- Settings --------------------------------------------------------------------------------------------------------
 
 
 def app_setting_names() -> set[str]:
-    """The names in `local.app_settings`, as they stand there."""
+    """The setting names in `local.app_settings`."""
     text = (INFRA / "app.tf").read_text(encoding="utf-8")
     block = text[text.index("app_settings = merge(") : text.index("resource ")]
     return set(re.findall(r"^\s+([A-Z][A-Za-z0-9_]+)\s+=", block, re.MULTILINE)) | set(
@@ -376,43 +379,43 @@ def app_setting_names() -> set[str]:
 
 
 def settings_read_by_the_relay() -> set[str]:
-    """Every string in relay/settings.py that looks like a setting's name and is read."""
+    """The setting names that relay/settings.py passes to a method as first argument."""
     tree = ast.parse((ROOT / "relay" / "settings.py").read_text(encoding="utf-8"))
     return {
         argument.value
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-        if call.func.attr in ("text", "get", "seconds", "whole", "choice", "flag", "number")
         for argument in call.args[:1]
         if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.isupper()
     }
 
 
-def relay_setting_names() -> set[str]:
-    local_values = next(values for values in parsed(INFRA / "app.tf")["locals"] if "relay_setting_ranges" in values)
-    return {name.strip('"') for name in local_values["relay_setting_ranges"] if name != "__is_block__"}
+def relay_setting_ranges() -> dict[str, tuple[float, float]]:
+    """The minimum and maximum of each setting in `local.relay_setting_ranges`."""
+    local_values = next(values for values in read_hcl(INFRA / "app.tf")["locals"] if "relay_setting_ranges" in values)
+    return {name: (bounds[0], bounds[1]) for name, bounds in local_values["relay_setting_ranges"].items()}
 
 
-@pytest.mark.parametrize("name", sorted(relay_setting_names()))
-def test_a_relay_setting_has_the_range_that_the_relay_takes(name: str) -> None:
-    local_values = next(values for values in parsed(INFRA / "app.tf")["locals"] if "relay_setting_ranges" in values)
-    ranges = {name.strip('"'): bounds for name, bounds in local_values["relay_setting_ranges"].items()}
-    asked = {"AZURE_OPENAI_ENDPOINT": "https://a.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "a"}
-    whole = name.startswith("MAX_")
-    for bound, beyond in zip(ranges[name], (-1, 1), strict=True):
-        Settings.read(asked | {name: str(bound)})
+@pytest.mark.parametrize("name", sorted(relay_setting_ranges()))
+def test_relay_setting_range_is_that_of_the_relay(name: str) -> None:
+    required = {"AZURE_OPENAI_ENDPOINT": "https://a.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "a"}
+    step = 1 if name.startswith("MAX_") else 0.01
+    minimum, maximum = relay_setting_ranges()[name]
+    for valid, invalid in ((minimum, minimum - step), (maximum, maximum + step)):
+        Settings.read(required | {name: str(valid)})
         with pytest.raises(SettingsError):
-            Settings.read(asked | {name: str(bound + beyond * (1 if whole else 0.01))})
+            Settings.read(required | {name: str(invalid)})
 
 
 def test_relay_settings_are_those_that_the_relay_reads() -> None:
-    # Where the model service is, who the app is and who may call it, Terraform decides; a key has no place there.
-    decided = {name for name in settings_read_by_the_relay() if name.startswith(("AZURE_", "IDENTITY_", "HTTP_AUTH_"))}
-    assert relay_setting_names() == settings_read_by_the_relay() - decided
+    # Terraform itself sets endpoints, identity and authentication level, and never sets an API key.
+    set_by_terraform = ("AZURE_", "IDENTITY_", "HTTP_AUTH_")
+    configurable = {name for name in settings_read_by_the_relay() if not name.startswith(set_by_terraform)}
+    assert relay_setting_ranges().keys() == configurable
 
 
-def test_the_fixed_settings_are_read_by_someone() -> None:
-    by_the_host = {
+def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
+    read_by_the_host = {
         "AzureWebJobsStorage__accountName",
         "AzureWebJobsStorage__credential",
         "AzureWebJobsStorage__clientId",
@@ -421,13 +424,12 @@ def test_the_fixed_settings_are_read_by_someone() -> None:
         "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY",
         "OTEL_TRACES_SAMPLER",
     }
-    read = app_setting_names() & settings_read_by_the_relay()
-    assert app_setting_names() - by_the_host == read
-    # With sign-in in front, the last lets the functions ask for no key.
-    assert {"AZURE_OPENAI_BACKENDS", "AZURE_CLIENT_ID", "HTTP_AUTH_LEVEL"} <= read
+    read_by_the_relay = app_setting_names() & settings_read_by_the_relay()
+    assert app_setting_names() - read_by_the_host == read_by_the_relay
+    assert {"AZURE_OPENAI_BACKENDS", "AZURE_CLIENT_ID", "HTTP_AUTH_LEVEL"} <= read_by_the_relay
 
 
-def test_the_relay_understands_the_backends_that_terraform_writes() -> None:
+def test_relay_accepts_the_backends_that_terraform_writes() -> None:
     text = (INFRA / "app.tf").read_text(encoding="utf-8")
     entry = text[text.index("AZURE_OPENAI_BACKENDS") : text.index("APPLICATIONINSIGHTS_CONNECTION_STRING")]
     members = re.findall(r"^\s+(\w+)\s+= (?:deployment|azurerm)", entry, re.MULTILINE)
@@ -457,106 +459,136 @@ def test_the_relay_understands_the_backends_that_terraform_writes() -> None:
 
 def telemetry_attributes() -> dict[str, str]:
     local_values = next(
-        values for values in parsed(INFRA / "monitoring.tf")["locals"] if "telemetry_attributes" in values
+        values for values in read_hcl(INFRA / "monitoring.tf")["locals"] if "telemetry_attributes" in values
     )
     return {name: value.strip('"') for name, value in local_values["telemetry_attributes"].items()}
 
 
-def test_the_queries_take_their_names_from_one_place() -> None:
+def test_queries_contain_no_telemetry_attribute_names() -> None:
     streams = (INFRA / "queries" / "streams.kql").read_text(encoding="utf-8")
     assert set(re.findall(r"\$\{(\w+)\}", streams)) == telemetry_attributes().keys() | {"application_insights_id"}
     for path in (INFRA / "queries").glob("*.kql"):
         assert not re.search(r"gen_ai\.|relay\.", path.read_text(encoding="utf-8")), path.name
 
 
-def test_every_query_is_used_and_reads_what_streams_has() -> None:
+def test_all_queries_are_used_and_read_existing_columns() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in TERRAFORM_FILES)
     columns = set(
         re.findall(r"^    (\w+)", (INFRA / "queries" / "streams.kql").read_text(encoding="utf-8"), re.MULTILINE)
     )
     for path in (INFRA / "queries").glob("*.kql"):
-        assert f'"{path.stem}' in text or f"/{path.name}" in text, f"{path.name} is used nowhere"
+        assert f'"{path.stem}' in text or f"/{path.name}" in text, f"{path.name} is not used"
         if path.stem == "streams":
             continue
         query = path.read_text(encoding="utf-8")
         assert query.startswith("streams\n")
-        own = set(re.findall(r"(\w+) = ", query))
-        words = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", re.sub(r'"[^"]*"|\$\{[^}]*\}', "", query)))
-        assert words - columns - own == set(), path.name
+        defined = set(re.findall(r"(\w+) = ", query))
+        used = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", re.sub(r'"[^"]*"|\$\{[^}]*\}', "", query)))
+        assert used - columns - defined == set(), path.name
 
 
-def test_the_relay_reports_what_the_queries_ask_for() -> None:
-    reported = (ROOT / "relay" / "telemetry.py").read_text(encoding="utf-8")
-    assert {name for name in telemetry_attributes().values() if f'"{name}"' not in reported} == set()
+def test_relay_reports_the_attributes_of_the_queries() -> None:
+    source = (ROOT / "relay" / "telemetry.py").read_text(encoding="utf-8")
+    assert {name for name in telemetry_attributes().values() if f'"{name}"' not in source} == set()
 
 
-# ---- The package -----------------------------------------------------------------------------------------------------
+# ---- Package ---------------------------------------------------------------------------------------------------------
 
 
 def imported_files() -> set[str]:
-    """`function_app.py` and every file of this project that it needs, however deep."""
-    found: set[str] = set()
-    waiting = ["function_app.py"]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
-            modules: list[str] = []
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for module in modules:
-                path = module.replace(".", "/")
-                waiting += [file for file in (f"{path}.py", f"{path}/__init__.py") if (ROOT / file).is_file()]
-    return found
+    """The paths of `function_app.py` and all modules of this project that it imports, directly or indirectly."""
+    files: set[str] = set()
+    pending = ["function_app.py"]
+    while pending:
+        file = pending.pop()
+        if file not in files:
+            files.add(file)
+            pending += [path for module in imported_modules(file) for path in module_files(module)]
+    return files
 
 
-def test_the_package_is_what_the_app_imports() -> None:
-    packed = set(publish.package_files(ROOT))
-    assert imported_files() <= packed, "the deployed app would miss a module"
-    assert {name for name in packed if name.endswith(".py")} == imported_files(), "a module that nothing imports"
-    others = {name for name in packed if not name.endswith(".py")}
-    assert {"host.json", "requirements.txt"} <= others
-    assert all(name.startswith("relay/") for name in others - {"host.json", "requirements.txt"})
+def imported_modules(file: str) -> Iterator[str]:
+    """The absolute names that a file imports: modules, and names that may be modules of a package."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = Path(file).parts[: -node.level] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            yield from (name.value for name in node.args if isinstance(name, ast.Constant))
 
 
-def test_git_reads_funcignore_as_the_script_does(tmp_path: Path) -> None:
-    """Core Tools and VS Code read `.funcignore` by git's rules; git is the judge of those."""
-    for name in ("relay/deep/er.py", "relay/__pycache__/a.pyc", "relay/b.pyc", "tests/t.py", "infra/main.tf"):
+def module_files(module: str) -> Iterator[str]:
+    """The files of this project that importing `module` runs, including those of its parent packages."""
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        path = "/".join(parts[:depth])
+        yield from (file for file in (f"{path}.py", f"{path}/__init__.py") if (ROOT / file).is_file())
+
+
+def test_package_contains_the_imported_modules() -> None:
+    files = set(publish.package_files(ROOT))
+    modules = {name for name in files if name.endswith(".py")}
+    assert imported_files() <= files, "an imported module is missing in the package"
+    assert modules == imported_files(), "the package contains a module that is never imported"
+    assert {"host.json", "requirements.txt"} <= files
+    assert all(name.startswith("relay/") for name in files - modules - {"host.json", "requirements.txt"})
+
+
+def test_git_interprets_funcignore_like_the_publish_script(tmp_path: Path) -> None:
+    """Core Tools and VS Code interpret `.funcignore` by git's rules, so git serves as the reference here."""
+    for name in (
+        "function_app.py",
+        "host.json",
+        "requirements.txt",
+        "README.md",
+        "local.settings.json",
+        ".env",
+        "relay/module.py",
+        "relay/module.pyc",
+        "relay/__pycache__/module.pyc",
+        "relay/page/page.html",
+        "relay/page/assets/icons/icon.svg",
+        "relay/page/assets/__pycache__/cached.txt",
+        "tests/test.py",
+        "infra/main.tf",
+    ):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    for name in ("function_app.py", "host.json", "requirements.txt", "README.md", "local.settings.json", ".env"):
-        (tmp_path / name).touch()
     shutil.copy(ROOT / ".funcignore", tmp_path)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    listed = subprocess.run(
+    listing = subprocess.run(
         ["git", "-C", tmp_path, "ls-files", "--others", "--exclude-from=.funcignore"],
         check=True,
         capture_output=True,
         text=True,
     )
-    expected = ["function_app.py", "host.json", "relay/deep/er.py", "requirements.txt"]
-    assert sorted(listed.stdout.split()) == expected
+    expected = [
+        "function_app.py",
+        "host.json",
+        "relay/module.py",
+        "relay/page/assets/icons/icon.svg",
+        "relay/page/page.html",
+        "requirements.txt",
+    ]
+    assert sorted(listing.stdout.split()) == expected
     assert publish.package_files(tmp_path) == expected
 
 
-# ---- Tools, where they are -------------------------------------------------------------------------------------------
+# ---- terraform and checkov -------------------------------------------------------------------------------------------
 
 
-def terraform(
-    folder: Path, *arguments: str, data: Path | None = None, feed: str = ""
-) -> subprocess.CompletedProcess[str]:
+def terraform(folder: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     executable = shutil.which("terraform")
     if executable is None:
         pytest.skip("terraform is not installed")
     environment = {**os.environ, "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1"}
     return subprocess.run(
         [executable, f"-chdir={folder}", *arguments],
-        input=feed,
+        input=stdin,
         capture_output=True,
         text=True,
         env=environment,
@@ -566,58 +598,63 @@ def terraform(
 
 
 def test_terraform_is_formatted() -> None:
-    done = terraform(INFRA, "fmt", "-check", "-recursive", "-diff")
-    assert done.returncode == 0, done.stdout
+    process = terraform(INFRA, "fmt", "-check", "-recursive", "-diff")
+    assert process.returncode == 0, process.stdout
 
 
-def test_terraform_hashes_the_files_that_are_packed(tmp_path: Path) -> None:
+def test_terraform_and_publish_script_select_and_hash_the_same_files(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     for name in publish.package_files(ROOT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / ".funcignore", folder)
     (folder / "infra").mkdir()
+    (folder / "relay" / "assets" / "icons").mkdir(parents=True)
+    (folder / "relay" / "assets" / "icons" / "icon.svg").write_text("included", encoding="utf-8")
     # package.tf needs no provider.
     shutil.copy(INFRA / "package.tf", folder / "infra")
 
     def hashes() -> tuple[str, str]:
-        files = terraform(folder / "infra", "console", feed="jsonencode(local.package_files)\n")
+        files = terraform(folder / "infra", "console", stdin="jsonencode(local.package_files)\n")
         assert json.loads(json.loads(files.stdout)) == publish.package_files(folder), files.stderr
-        done = terraform(folder / "infra", "console", feed="local.package_hash\n")
-        return done.stdout.strip().strip('"'), publish.package_hash(folder)
+        package_hash = terraform(folder / "infra", "console", stdin="local.package_hash\n")
+        return package_hash.stdout.strip().strip('"'), publish.package_hash(folder)
 
     before = hashes()
     assert before[0] == before[1]
-    (folder / "README.md").write_text("not packed", encoding="utf-8")
-    (folder / "relay" / "__pycache__").mkdir()
-    (folder / "relay" / "__pycache__" / "settings.cpython-313.pyc").write_bytes(b"not packed")
+    assert "relay/assets/icons/icon.svg" in publish.package_files(folder)
+    (folder / "README.md").write_text("excluded", encoding="utf-8")
+    for cache in (folder / "relay" / "__pycache__", folder / "relay" / "assets" / "__pycache__"):
+        cache.mkdir()
+        (cache / "settings.cpython-313.pyc").write_bytes(b"excluded")
+        (cache / "cached.txt").write_text("excluded", encoding="utf-8")
     assert hashes() == before
-    with (folder / "function_app.py").open("a", encoding="utf-8") as file:
-        file.write("# changed\n")
+    with (folder / "relay" / "assets" / "icons" / "icon.svg").open("a", encoding="utf-8") as file:
+        file.write("changed")
     after = hashes()
     assert after[0] == after[1] != before[0]
 
 
 @pytest.mark.timeout(900)
-def test_terraform_validates_and_passes_its_tests(tmp_path: Path) -> None:
-    # A copy, so that no file of Terraform's own is left in the tree.
+def test_terraform_validate_and_test(tmp_path: Path) -> None:
+    # Runs in a copy, so that Terraform leaves no files in the working tree.
     folder = tmp_path / "project" / "infra"
     shutil.copytree(
         INFRA, folder, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars", "*_override.tf")
     )
     for name in [".funcignore", *publish.package_files(ROOT)]:
-        (folder.parent / name).parent.mkdir(exist_ok=True)
+        (folder.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder.parent / name)
     initialised = terraform(folder, "init", "-backend=false", "-input=false", "-no-color")
     if initialised.returncode != 0:
-        pytest.skip(f"the azurerm provider can't be had here: {' '.join(initialised.stderr.split())[:300]}")
+        pytest.skip(f"the azurerm provider cannot be downloaded: {' '.join(initialised.stderr.split())[:300]}")
     validated = terraform(folder, "validate", "-no-color")
     assert validated.returncode == 0, validated.stdout + validated.stderr
     tested = terraform(folder, "test", "-no-color")
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_every_checkov_skip_has_a_reason() -> None:
+def test_all_checkov_skips_have_a_reason() -> None:
     for path in TERRAFORM_FILES:
         for skip in re.findall(r"checkov:skip=(.*)", path.read_text(encoding="utf-8")):
             check, _, reason = skip.partition(":")
@@ -629,43 +666,43 @@ def test_every_checkov_skip_has_a_reason() -> None:
 def test_checkov_reports_no_failure() -> None:
     executable = shutil.which("checkov")
     if executable is None:
-        pytest.skip("checkov is not installed (pip install checkov, in an environment of its own)")
-    done = subprocess.run(
+        pytest.skip("checkov is not installed (pip install checkov, in a separate environment)")
+    process = subprocess.run(
         [executable, "--directory", INFRA, "--framework", "terraform", "--skip-download", "--output", "json"],
         capture_output=True,
         text=True,
         check=False,
         timeout=280,
     )
-    report = json.loads(done.stdout)
+    report = json.loads(process.stdout)
     assert [f"{check['check_id']} {check['resource']}" for check in report["results"]["failed_checks"]] == []
     assert report["summary"]["parsing_errors"] == 0
     assert report["summary"]["passed"] > 10
     used = {check["check_id"] for check in report["results"]["skipped_checks"]}
-    written = {
+    declared = {
         skip for path in TERRAFORM_FILES for skip in re.findall(r"checkov:skip=(\w+)", path.read_text(encoding="utf-8"))
     }
-    assert written == used, "a skip that nothing needs"
+    assert declared == used, "a skip has no effect"
 
 
-# ---- Pipelines -------------------------------------------------------------------------------------------------------
+# ---- Workflows -------------------------------------------------------------------------------------------------------
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-def test_the_pipelines_hold_no_secret() -> None:
+def test_workflows_use_no_secret() -> None:
     assert {path.name for path in WORKFLOWS} >= {"ci.yml", "deploy.yml"}
     for path in WORKFLOWS:
         text = path.read_text(encoding="utf-8")
         assert "secrets." not in text, f"{path.name}: sign in by OIDC"
-        assert re.search(r"^permissions:", text, re.MULTILINE), f"{path.name} takes the default permissions"
-        for used in re.findall(r"uses: (\S+)", text):
-            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v[0-9]+|[0-9a-f]{40})", used), used
+        assert re.search(r"^permissions:", text, re.MULTILINE), f"{path.name} does not restrict the token's permissions"
+        for action in re.findall(r"uses: (\S+)", text):
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v[0-9]+|[0-9a-f]{40})", action), action
 
 
-def test_the_deployment_is_guarded() -> None:
+def test_deployment_requires_approval_and_runs_the_smoke_test() -> None:
     text = (ROOT / ".github" / "workflows" / "deploy.yml").read_text(encoding="utf-8")
     assert "id-token: write" in text
     assert re.search(r"^ {4}environment: ", text, re.MULTILINE), "apply must wait for a protected environment"
-    assert "cancel-in-progress: false" in text, "an apply that is cut off leaves a locked state"
+    assert "cancel-in-progress: false" in text, "a cancelled apply leaves the state locked"
     assert "infra/smoke.py" in text

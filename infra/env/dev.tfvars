@@ -1,4 +1,4 @@
-# Development: small, and nothing kept warm.
+# Development: small, without always-ready instances.
 #   terraform apply -var-file env/dev.tfvars
 
 environment            = "dev"

@@ -1,4 +1,4 @@
-# Production: one instance kept warm, logs kept longer, two regions for one model. Say who is to be told:
+# Production: one always-ready instance, longer log retention, one model in two regions. Name the alerts' recipients:
 #   terraform apply -var-file env/prod.tfvars -var 'alert_emails=["oncall@example.com"]' -var monthly_budget=500
 
 environment            = "prod"

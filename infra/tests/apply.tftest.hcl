@@ -1,10 +1,10 @@
-# The whole of it, applied: what is known only afterwards, and the outputs.
+# Tests with apply: values that are known only after an apply, and the outputs.
 
 mock_provider "azurerm" {
   source = "./tests/mocks"
 }
 
-# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+# `terraform test` also loads a local terraform.tfvars, so every variable is pinned here.
 variables {
   project                     = "relay"
   environment                 = "dev"
@@ -42,55 +42,55 @@ run "apply" {
 
   assert {
     condition     = output.url == "https://mocked.azurewebsites.net" && output.chat_url == "https://mocked.azurewebsites.net/chat"
-    error_message = "The address is another."
+    error_message = "A URL is wrong."
   }
 
   assert {
     condition     = startswith(output.stream_command, "curl --no-buffer") && endswith(output.stream_command, "https://mocked.azurewebsites.net/stream") && strcontains(output.stream_command, "$(az functionapp keys list ")
-    error_message = "The command does not stream, or does not fetch its key."
+    error_message = "stream_command does not stream, or does not fetch the key."
   }
 
   assert {
     condition     = strcontains(output.function_key_command, "--name ${output.function_app_name}") && strcontains(output.function_key_command, "--resource-group ${output.resource_group_name}") && strcontains(output.function_key_command, "--query functionKeys.default")
-    error_message = "The command for the key is of another app."
+    error_message = "function_key_command is for another app."
   }
 
   assert {
     condition     = output.deployments["openai-1/gpt-5.4-mini"].endpoint == "https://mocked.openai.azure.com/"
-    error_message = "The deployment is not among the outputs."
+    error_message = "The output deployments lacks the deployment, or its endpoint is wrong."
   }
 
   assert {
     condition     = startswith(output.publish_command, "python3 publish.py deploy --subscription 00000000-0000-0000-0000-000000000003 ") && endswith(output.publish_command, "--url https://mocked.azurewebsites.net")
-    error_message = "The command to publish is another."
+    error_message = "publish_command is wrong."
   }
 
   assert {
     condition     = alltrue([for link in values(output.portal_links) : startswith(link, "https://portal.azure.com/#@00000000-0000-0000-0000-000000000004/resource/subscriptions/")]) && keys(output.portal_links) == ["application_insights", "function_app", "resource_group", "workbook"]
-    error_message = "A portal link leads nowhere."
+    error_message = "A portal link is wrong or missing."
   }
 
   assert {
     condition     = !can(regex("(?i)(InstrumentationKey|AccountKey|SharedAccess)=", jsonencode([output.url, output.stream_command, output.function_key_command, output.deployments, output.publish_command, output.portal_links])))
-    error_message = "An output holds a secret."
+    error_message = "An output contains a secret."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.app_settings["AzureWebJobsStorage__clientId"] == azurerm_user_assigned_identity.app.client_id
-    error_message = "The app has another identity."
+    error_message = "The app uses another identity."
   }
 }
 
-run "applied_again_nothing_moves" {
+run "outputs_are_stable" {
   command = plan
 
   assert {
     condition     = output.url == run.apply.url && output.publish_command == run.apply.publish_command && output.function_app_name == run.apply.function_app_name && output.portal_links == run.apply.portal_links
-    error_message = "A name is not the same at the next plan."
+    error_message = "An output changes in the next plan."
   }
 }
 
-run "with_a_network" {
+run "with_virtual_network" {
   command = apply
 
   variables {
@@ -101,11 +101,11 @@ run "with_a_network" {
 
   assert {
     condition     = length(azurerm_subnet.app) == 1 && azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == azurerm_subnet.app[0].id && one(one(azurerm_cognitive_account.openai["openai-1"].network_acls).virtual_network_rules).subnet_id == azurerm_subnet.app[0].id
-    error_message = "The network does not come about."
+    error_message = "The virtual network is not created, or not used by the app and the account."
   }
 
   assert {
     condition     = length(azurerm_monitor_scheduled_query_rules_alert_v2.streams) == 3
-    error_message = "The alerts do not come about."
+    error_message = "The alert rules are not created."
   }
 }

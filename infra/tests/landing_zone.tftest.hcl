@@ -1,11 +1,11 @@
-# What a company asks for, each option by itself: networks, names, tags, sign-in, and who is told.
+# Landing zone options, each tested separately: networks, names, tags, sign-in, alerts.
 
 mock_provider "azurerm" {
   source          = "./tests/mocks"
   override_during = plan
 }
 
-# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+# `terraform test` also loads a local terraform.tfvars, so every variable is pinned here.
 variables {
   project                     = "relay"
   environment                 = "dev"
@@ -38,7 +38,7 @@ variables {
   monthly_budget              = null
 }
 
-run "a_network_of_its_own" {
+run "new_virtual_network" {
   command = plan
 
   variables {
@@ -47,36 +47,36 @@ run "a_network_of_its_own" {
 
   assert {
     condition     = azurerm_subnet.app[0].delegation[0].service_delegation[0].name == "Microsoft.App/environments" && azurerm_subnet.app[0].service_endpoint[0].service == "Microsoft.CognitiveServices"
-    error_message = "The subnet does not serve Flex Consumption, or has no way to the accounts."
+    error_message = "The subnet lacks the delegation for Flex Consumption or the service endpoint of the accounts."
   }
 
   assert {
     condition     = azurerm_virtual_network.main[0].address_space == toset(["10.9.8.0/24"]) && azurerm_subnet.app[0].address_prefixes == tolist(["10.9.8.0/27"])
-    error_message = "The ranges are others."
+    error_message = "An address range is wrong."
   }
 
   assert {
     condition     = azurerm_subnet_network_security_group_association.app[0].subnet_id == azurerm_subnet.app[0].id
-    error_message = "The subnet has no security group."
+    error_message = "The subnet has no network security group."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == azurerm_subnet.app[0].id
-    error_message = "The app does not speak from the subnet."
+    error_message = "The app is not integrated with the subnet."
   }
 
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.network_acls[0].default_action == "Deny" && account.network_acls[0].bypass == "None" && one(account.network_acls[0].virtual_network_rules).subnet_id == azurerm_subnet.app[0].id && length(coalesce(account.network_acls[0].ip_rules, [])) == 0])
-    error_message = "An account is open to others than the subnet."
+    error_message = "An account is reachable from outside the subnet."
   }
 
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.public_network_access_enabled])
-    error_message = "A service endpoint reaches the public side only."
+    error_message = "A service endpoint requires public network access on the account."
   }
 }
 
-run "an_existing_subnet" {
+run "existing_subnet" {
   command = plan
 
   variables {
@@ -90,7 +90,7 @@ run "an_existing_subnet" {
 
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.network_acls[0].default_action == "Deny" && one(account.network_acls[0].virtual_network_rules).subnet_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps"])
-    error_message = "An account is open to others than the subnet."
+    error_message = "An account is reachable from outside the subnet."
   }
 }
 
@@ -104,26 +104,26 @@ run "private_endpoints" {
 
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.public_network_access_enabled == false && account.network_acls[0].default_action == "Deny" && length(account.network_acls[0].virtual_network_rules) == 0])
-    error_message = "An account has a public side."
+    error_message = "An account is publicly accessible."
   }
 
   assert {
     condition     = keys(azurerm_private_endpoint.openai) == keys(azurerm_cognitive_account.openai) && azurerm_private_endpoint.openai["openai-1"].subnet_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints" && azurerm_private_endpoint.openai["openai-1"].private_service_connection[0].private_connection_resource_id == azurerm_cognitive_account.openai["openai-1"].id && azurerm_private_endpoint.openai["openai-1"].private_service_connection[0].subresource_names == tolist(["account"])
-    error_message = "An account has no endpoint."
+    error_message = "An account has no private endpoint, or it is wrong."
   }
 
   assert {
     condition     = azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group[0].private_dns_zone_ids == tolist(["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com"])
-    error_message = "The endpoint is not in the DNS zone."
+    error_message = "The private endpoint is not in the DNS zone."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.public_network_access_enabled == true && length(azurerm_private_endpoint.app) == 0
-    error_message = "The app is private though only the accounts should be."
+    error_message = "The app is private, but only the accounts should be."
   }
 }
 
-run "a_private_app" {
+run "private_app" {
   command = plan
 
   variables {
@@ -133,21 +133,21 @@ run "a_private_app" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.public_network_access_enabled == false
-    error_message = "The app has a public side."
+    error_message = "The app is publicly accessible."
   }
 
   assert {
     condition     = azurerm_private_endpoint.app[0].private_service_connection[0].subresource_names == tolist(["sites"]) && azurerm_private_endpoint.app[0].private_service_connection[0].private_connection_resource_id == azurerm_function_app_flex_consumption.app.id && azurerm_private_endpoint.app[0].private_dns_zone_group[0].private_dns_zone_ids == tolist(["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.azurewebsites.net"])
-    error_message = "The app has no endpoint."
+    error_message = "The app has no private endpoint, or it is wrong."
   }
 
   assert {
     condition     = length(azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group) == 0
-    error_message = "A zone group that is Azure Policy's to add."
+    error_message = "A DNS zone group is created without zone ids; Azure Policy would add it."
   }
 }
 
-run "allowed_addresses" {
+run "allowed_ip_ranges" {
   command = plan
 
   variables {
@@ -156,12 +156,12 @@ run "allowed_addresses" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction_default_action == "Deny"
-    error_message = "Others may call too."
+    error_message = "Other addresses may call the app."
   }
 
   assert {
     condition     = [for rule in azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction : [rule.ip_address, rule.action, rule.priority]] == [["203.0.113.0/24", "Allow", 100], ["198.51.100.7/32", "Allow", 101]]
-    error_message = "The list is not the one given."
+    error_message = "The IP restrictions differ from allowed_ip_ranges."
   }
 }
 
@@ -174,11 +174,11 @@ run "cors" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.site_config[0].cors[0].allowed_origins == toset(["https://www.example.com"])
-    error_message = "The origin is not allowed, or others are."
+    error_message = "The allowed origins differ from cors_allowed_origins."
   }
 }
 
-run "sign_in_instead_of_keys" {
+run "entra_sign_in" {
   command = plan
 
   variables {
@@ -192,46 +192,46 @@ run "sign_in_instead_of_keys" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].unauthenticated_action == "RedirectToLoginPage" && azurerm_function_app_flex_consumption.app.auth_settings_v2[0].excluded_paths == tolist(["/health"])
-    error_message = "Something else than /health is open."
+    error_message = "A path other than /health is excluded from sign-in."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].tenant_auth_endpoint == "https://login.microsoftonline.com/00000000-0000-0000-0000-000000000004/v2.0"
-    error_message = "Another tenant may sign in."
+    error_message = "Sign-in uses another tenant."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].allowed_audiences == tolist(["00000000-0000-0000-0000-00000000000a", "api://00000000-0000-0000-0000-00000000000a"])
-    error_message = "Tokens for other apps are taken."
+    error_message = "Tokens for other apps are accepted."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].allowed_groups == tolist(["00000000-0000-0000-0000-00000000000b"])
-    error_message = "Others than the group may call."
+    error_message = "Members of other groups may call the app."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.auth_settings_v2[0].active_directory_v2[0].client_secret_setting_name == null
-    error_message = "Sign-in needs a secret."
+    error_message = "Sign-in requires a client secret."
   }
 
   assert {
     condition     = local.app_settings["HTTP_AUTH_LEVEL"] == "anonymous"
-    error_message = "A key is asked for beside the sign-in."
+    error_message = "A function key is required in addition to the sign-in."
   }
 
   assert {
     condition     = azurerm_monitor_diagnostic_setting.app.enabled_log != null && one(azurerm_monitor_diagnostic_setting.app.enabled_log).category == "AppServiceAuthenticationLogs"
-    error_message = "Sign-ins are not recorded."
+    error_message = "Sign-ins are not logged."
   }
 
   assert {
     condition     = output.function_key_command == null && strcontains(output.stream_command, "Authorization: Bearer $(az account get-access-token") && !strcontains(output.stream_command, "x-functions-key")
-    error_message = "The commands still speak of a key."
+    error_message = "The commands still use a function key."
   }
 }
 
-run "an_existing_workspace" {
+run "existing_workspace" {
   command = plan
 
   variables {
@@ -240,16 +240,16 @@ run "an_existing_workspace" {
 
   assert {
     condition     = length(azurerm_log_analytics_workspace.main) == 0 && azurerm_application_insights.app.workspace_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.OperationalInsights/workspaces/Central"
-    error_message = "Another workspace is made or used."
+    error_message = "Another workspace is created or used."
   }
 
   assert {
     condition     = alltrue([for setting in concat([azurerm_monitor_diagnostic_setting.app, azurerm_monitor_diagnostic_setting.storage], values(azurerm_monitor_diagnostic_setting.openai)) : setting.log_analytics_workspace_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.OperationalInsights/workspaces/Central"])
-    error_message = "Logs go elsewhere."
+    error_message = "Logs are sent to another workspace."
   }
 }
 
-run "an_existing_resource_group" {
+run "existing_resource_group" {
   command = plan
 
   variables {
@@ -260,12 +260,12 @@ run "an_existing_resource_group" {
 
   assert {
     condition     = length(azurerm_resource_group.main) == 0 && azurerm_function_app_flex_consumption.app.resource_group_name == "given" && azurerm_storage_account.app.resource_group_name == "given"
-    error_message = "The existing group is not used."
+    error_message = "The existing resource group is not used."
   }
 
   assert {
     condition     = azurerm_consumption_budget_resource_group.main[0].resource_group_id == "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/given"
-    error_message = "The budget is on another group."
+    error_message = "The budget is for another resource group."
   }
 }
 
@@ -275,32 +275,32 @@ run "names_and_tags" {
   variables {
     environment  = "prod"
     name_pattern = "{project}-{environment}-{type}-{location}"
-    names        = { service_plan = "plan-of-ours" }
+    names        = { service_plan = "custom-plan" }
     tags         = { owner = "team" }
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.name == "relay-prod-func-eastus2" && azurerm_resource_group.main[0].name == "relay-prod-rg-eastus2"
-    error_message = "The pattern is not kept."
+    error_message = "A name does not follow name_pattern."
   }
 
   assert {
     condition     = azurerm_storage_account.app.name == "relayprodsteastus2"
-    error_message = "The storage name is not made of the pattern."
+    error_message = "The storage account's name does not follow name_pattern."
   }
 
   assert {
-    condition     = azurerm_service_plan.app.name == "plan-of-ours"
-    error_message = "A name given by hand is lost."
+    condition     = azurerm_service_plan.app.name == "custom-plan"
+    error_message = "A name set in names is not used."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.tags == tomap({ project = "relay", environment = "prod", owner = "team" }) && azurerm_cognitive_account.openai["openai-1"].tags == azurerm_function_app_flex_consumption.app.tags && azurerm_storage_account.app.tags == azurerm_function_app_flex_consumption.app.tags && azurerm_application_insights.app.tags == azurerm_function_app_flex_consumption.app.tags
-    error_message = "Tags are lost."
+    error_message = "A resource has the wrong tags."
   }
 }
 
-run "a_long_storage_name_keeps_its_hash" {
+run "long_storage_name_ends_in_the_hash" {
   command = plan
 
   variables {
@@ -310,11 +310,11 @@ run "a_long_storage_name_keeps_its_hash" {
 
   assert {
     condition     = length(azurerm_storage_account.app.name) == 24 && endswith(azurerm_storage_account.app.name, local.name_hash) && can(regex("^[a-z0-9]+$", azurerm_storage_account.app.name))
-    error_message = "The storage name is too long, or no longer unique."
+    error_message = "The storage account's name is too long, or lacks the hash."
   }
 }
 
-run "a_name_too_long_for_the_host" {
+run "function_app_name_too_long" {
   command = plan
 
   variables {
@@ -335,32 +335,32 @@ run "alerts" {
 
   assert {
     condition     = keys(azurerm_monitor_scheduled_query_rules_alert_v2.streams) == ["failing", "rate-limited", "silent"]
-    error_message = "An alert is missing."
+    error_message = "The alert rules differ from the expected ones."
   }
 
   assert {
     condition     = [for receiver in azurerm_monitor_action_group.main[0].email_receiver : receiver.email_address] == ["a@example.com", "b@example.com"]
-    error_message = "Someone is not told."
+    error_message = "An address is missing in the action group."
   }
 
   assert {
     condition     = alltrue([for alert in azurerm_monitor_scheduled_query_rules_alert_v2.streams : alert.action[0].action_groups == tolist([azurerm_monitor_action_group.main[0].id]) && alert.scopes == tolist([azurerm_log_analytics_workspace.main[0].id]) && alert.criteria[0].operator == "GreaterThan" && alert.criteria[0].threshold == 0])
-    error_message = "An alert tells nobody, or looks elsewhere."
+    error_message = "An alert rule has no action group, or the wrong scope or criteria."
   }
 
   assert {
     condition     = strcontains(azurerm_monitor_scheduled_query_rules_alert_v2.streams["failing"].criteria[0].query, "> 25") && strcontains(azurerm_monitor_scheduled_query_rules_alert_v2.streams["rate-limited"].criteria[0].query, "> 10") && strcontains(azurerm_monitor_scheduled_query_rules_alert_v2.streams["silent"].criteria[0].query, "completed == 0")
-    error_message = "A threshold is lost."
+    error_message = "A query does not contain its threshold."
   }
 
   assert {
     condition     = azurerm_consumption_budget_resource_group.main[0].amount == 100 && alltrue([for notice in azurerm_consumption_budget_resource_group.main[0].notification : notice.contact_emails == tolist(["a@example.com", "b@example.com"])]) && length(azurerm_consumption_budget_resource_group.main[0].notification) == 2
-    error_message = "The budget tells nobody."
+    error_message = "The budget has the wrong amount or notifications."
   }
 
   assert {
     condition     = can(regex("^20[0-9]{2}-[01][0-9]-01T00:00:00Z$", azurerm_consumption_budget_resource_group.main[0].time_period[0].start_date))
-    error_message = "A budget begins on the first of a month."
+    error_message = "The budget does not start on the first day of a month."
   }
 }
 
@@ -373,6 +373,6 @@ run "always_ready" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.always_ready[0].name == "http" && azurerm_function_app_flex_consumption.app.always_ready[0].instance_count == 2
-    error_message = "No instance is kept warm."
+    error_message = "The always-ready instances are not set."
   }
 }

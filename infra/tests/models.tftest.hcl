@@ -1,11 +1,11 @@
-# open_ai_instances: several accounts, the article's own form, and every fall-back.
+# open_ai_instances: several accounts, explicit attributes, and all defaults.
 
 mock_provider "azurerm" {
   source          = "./tests/mocks"
   override_during = plan
 }
 
-# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+# `terraform test` also loads a local terraform.tfvars, so every variable is pinned here.
 variables {
   project                     = "relay"
   environment                 = "dev"
@@ -38,7 +38,7 @@ variables {
   monthly_budget              = null
 }
 
-run "the_articles_own_form" {
+run "explicit_account" {
   command = plan
 
   variables {
@@ -60,21 +60,21 @@ run "the_articles_own_form" {
 
   assert {
     condition     = azurerm_resource_group.main[0].name == "azure-open-ai-test-rg" && azurerm_resource_group.main[0].location == "uksouth"
-    error_message = "The group is not the named one."
+    error_message = "The resource group's name or region is wrong."
   }
 
   assert {
     condition     = azurerm_cognitive_account.openai["dev-openai-one"].name == "dev-openai-one" && azurerm_cognitive_account.openai["dev-openai-one"].custom_subdomain_name == "ai-service-dev-openai-1" && azurerm_cognitive_account.openai["dev-openai-one"].location == "uksouth"
-    error_message = "The account is not as the file says."
+    error_message = "The account's name, subdomain or region is wrong."
   }
 
   assert {
     condition     = azurerm_cognitive_deployment.model["dev-openai-one/gpt-5.4-mini"].name == "gpt-5.4-mini" && azurerm_cognitive_deployment.model["dev-openai-one/gpt-5.4-mini"].sku[0].name == "GlobalStandard" && azurerm_cognitive_deployment.model["dev-openai-one/gpt-5.4-mini"].sku[0].capacity == 50
-    error_message = "Name and version alone do not make a usable deployment."
+    error_message = "A model with only name and version does not get the default sku and capacity."
   }
 }
 
-run "one_model_on_two_accounts" {
+run "same_model_on_two_accounts" {
   command = plan
 
   override_resource {
@@ -119,12 +119,12 @@ run "one_model_on_two_accounts" {
 
   assert {
     condition     = keys(azurerm_cognitive_deployment.model) == ["one/gpt-5.4-mini", "one/small", "two/gpt-5.4-mini"]
-    error_message = "Two accounts with one model collide."
+    error_message = "The same model on two accounts does not give two deployments."
   }
 
   assert {
     condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "two/gpt-5.4-mini", endpoint = "https://two.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1 }, { name = "one/gpt-5.4-mini", endpoint = "https://one.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 7 }, { name = "one/small", endpoint = "https://one.openai.azure.com/", deployment = "small", model = "nano", priority = 7 }]
-    error_message = "The app is told of other deployments, or in another order, than the list has."
+    error_message = "AZURE_OPENAI_BACKENDS has other deployments, or another order, than open_ai_instances."
   }
 
   assert {
@@ -134,21 +134,21 @@ run "one_model_on_two_accounts" {
 
   assert {
     condition     = azurerm_cognitive_deployment.model["one/small"].sku[0].name == "DataZoneStandard" && azurerm_cognitive_deployment.model["one/small"].sku[0].capacity == 7 && azurerm_cognitive_deployment.model["one/small"].rai_policy_name == "async" && azurerm_cognitive_deployment.model["one/small"].version_upgrade_option == "NoAutoUpgrade" && azurerm_cognitive_deployment.model["one/small"].model[0].name == "gpt-5.4-nano"
-    error_message = "What a model says of itself is lost."
+    error_message = "An attribute of the model is not applied to its deployment."
   }
 
   assert {
     condition     = azurerm_cognitive_account.openai["two"].location == "swedencentral" && azurerm_cognitive_account.openai["one"].location == "eastus2"
-    error_message = "The region, or its fall-back, is lost."
+    error_message = "A region, or its default, is wrong."
   }
 
   assert {
     condition     = keys(azurerm_role_assignment.openai) == ["one", "two"]
-    error_message = "The app may not ask every account."
+    error_message = "The app lacks the role on an account."
   }
 }
 
-run "fall_backs_of_name_and_address" {
+run "default_name_and_subdomain" {
   command = plan
 
   variables {
@@ -157,26 +157,26 @@ run "fall_backs_of_name_and_address" {
 
   assert {
     condition     = keys(azurerm_cognitive_account.openai) == ["My.OpenAI_1", "openai-2"]
-    error_message = "An account without a name has no place."
+    error_message = "An account without a name does not get the default key."
   }
 
   assert {
     condition     = azurerm_cognitive_account.openai["My.OpenAI_1"].custom_subdomain_name == "my-openai-1-${local.name_hash}"
-    error_message = "The address made of a name is not unique, or not an address."
+    error_message = "The subdomain derived from a name is invalid, or lacks the hash."
   }
 
   assert {
     condition     = azurerm_cognitive_account.openai["openai-2"].name == "oai-relay-dev-${local.name_hash}-2" && azurerm_cognitive_account.openai["openai-2"].custom_subdomain_name == azurerm_cognitive_account.openai["openai-2"].name
-    error_message = "The name by the pattern is lost."
+    error_message = "An account's default name or subdomain is wrong."
   }
 
   assert {
     condition     = azurerm_cognitive_deployment.model["openai-2/gpt-5.4-mini"].model[0].version == "2026-03-17"
-    error_message = "An account without models gets no default model."
+    error_message = "An account without models does not get the default model."
   }
 }
 
-run "a_second_account_leaves_the_first_alone" {
+run "second_account_does_not_change_the_first" {
   command = plan
 
   variables {
@@ -185,11 +185,11 @@ run "a_second_account_leaves_the_first_alone" {
 
   assert {
     condition     = azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}" && azurerm_cognitive_account.openai["openai-2"].name == "oai-relay-dev-${local.name_hash}-2"
-    error_message = "The first account is renamed, which replaces it."
+    error_message = "The first account would be renamed, and so replaced."
   }
 }
 
-run "relay_settings_reach_the_app" {
+run "relay_settings" {
   command = plan
 
   variables {
@@ -198,6 +198,6 @@ run "relay_settings_reach_the_app" {
 
   assert {
     condition     = local.app_settings["MAX_OUTPUT_TOKENS"] == "4096" && local.app_settings["PING_INTERVAL_SECONDS"] == "7.5"
-    error_message = "A setting is lost."
+    error_message = "A setting in relay_settings is not applied."
   }
 }

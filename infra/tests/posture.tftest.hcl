@@ -1,11 +1,11 @@
-# What must hold however the rest is set: no key, no password, no plain text on the wire, three roles and no more.
+# Security posture and defaults: no keys or passwords, TLS only, exactly three roles.
 
 mock_provider "azurerm" {
   source          = "./tests/mocks"
   override_during = plan
 }
 
-# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+# `terraform test` also loads a local terraform.tfvars, so every variable is pinned here.
 variables {
   project                     = "relay"
   environment                 = "dev"
@@ -38,22 +38,22 @@ variables {
   monthly_budget              = null
 }
 
-run "no_key_opens_anything" {
+run "no_key_access" {
   command = plan
 
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.local_auth_enabled == false])
-    error_message = "An OpenAI account takes keys."
+    error_message = "An OpenAI account accepts keys."
   }
 
   assert {
     condition     = azurerm_storage_account.app.shared_access_key_enabled == false
-    error_message = "The storage account takes keys."
+    error_message = "The storage account accepts keys."
   }
 
   assert {
     condition     = azurerm_storage_account.app.default_to_oauth_authentication == true
-    error_message = "The portal would open the storage account with a key."
+    error_message = "The portal would access the storage account with a key."
   }
 
   assert {
@@ -78,12 +78,12 @@ run "no_key_opens_anything" {
 
   assert {
     condition     = azurerm_application_insights.app.local_authentication_enabled == false
-    error_message = "Application Insights takes telemetry from whoever knows its key."
+    error_message = "Application Insights accepts telemetry with an instrumentation key."
   }
 
   assert {
     condition     = azurerm_log_analytics_workspace.main[0].local_authentication_enabled == false
-    error_message = "The workspace takes keys."
+    error_message = "The workspace accepts keys."
   }
 
   assert {
@@ -93,60 +93,60 @@ run "no_key_opens_anything" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.storage_authentication_type == "UserAssignedIdentity" && azurerm_function_app_flex_consumption.app.storage_user_assigned_identity_id == azurerm_user_assigned_identity.app.id
-    error_message = "The app opens its storage with a key."
+    error_message = "The app does not access its storage by its identity."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.storage_access_key == null
-    error_message = "The app holds a storage key."
+    error_message = "The app has a storage key."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.identity[0].type == "UserAssigned" && azurerm_function_app_flex_consumption.app.identity[0].identity_ids == toset([azurerm_user_assigned_identity.app.id])
-    error_message = "The app has another identity than its own."
+    error_message = "The app has another identity."
   }
 }
 
-run "only_tls" {
+run "tls_only" {
   command = plan
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.https_only == true
-    error_message = "The app answers plain HTTP."
+    error_message = "The app accepts plain HTTP."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.site_config[0].minimum_tls_version == "1.2" && azurerm_function_app_flex_consumption.app.site_config[0].scm_minimum_tls_version == "1.2"
-    error_message = "The app takes old TLS."
+    error_message = "The app accepts TLS below 1.2."
   }
 
   assert {
     condition     = azurerm_storage_account.app.https_traffic_only_enabled == true && azurerm_storage_account.app.min_tls_version == "TLS1_2"
-    error_message = "The storage account takes plain HTTP or old TLS."
+    error_message = "The storage account accepts plain HTTP or TLS below 1.2."
   }
 }
 
-run "three_roles_and_no_more" {
+run "exactly_three_roles" {
   command = plan
 
   assert {
     condition     = { (azurerm_role_assignment.storage.role_definition_name) = azurerm_role_assignment.storage.scope, (azurerm_role_assignment.telemetry.role_definition_name) = azurerm_role_assignment.telemetry.scope } == { "Storage Blob Data Owner" = azurerm_storage_account.app.id, "Monitoring Metrics Publisher" = azurerm_application_insights.app.id }
-    error_message = "The app may do something else with its storage or its telemetry."
+    error_message = "The app has another role on its storage or telemetry."
   }
 
   assert {
     condition     = alltrue([for key, role in azurerm_role_assignment.openai : role.role_definition_name == "Cognitive Services OpenAI User" && role.scope == azurerm_cognitive_account.openai[key].id])
-    error_message = "The app may do more than ask the models."
+    error_message = "The app has another role on an OpenAI account."
   }
 
   assert {
     condition     = keys(azurerm_role_assignment.openai) == keys(azurerm_cognitive_account.openai)
-    error_message = "An account is without the role, or a role without its account."
+    error_message = "The role assignments do not match the accounts."
   }
 
   assert {
     condition     = alltrue([for role in concat([azurerm_role_assignment.storage, azurerm_role_assignment.telemetry], values(azurerm_role_assignment.openai)) : role.principal_id == azurerm_user_assigned_identity.app.principal_id && role.principal_type == "ServicePrincipal"])
-    error_message = "A role goes to someone else."
+    error_message = "A role is assigned to another principal."
   }
 }
 
@@ -165,22 +165,22 @@ run "flex_consumption_with_python" {
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.http_concurrency == 100
-    error_message = "Without explicit concurrency each stream takes an instance of its own."
+    error_message = "Without explicit concurrency each stream needs a separate instance."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.instance_memory_in_mb == 2048 && azurerm_function_app_flex_consumption.app.maximum_instance_count == 40
-    error_message = "Memory or the ceiling of instances is not set."
+    error_message = "Memory or the maximum instance count is wrong."
   }
 
   assert {
     condition     = length(azurerm_function_app_flex_consumption.app.always_ready) == 0
-    error_message = "The default costs money when idle."
+    error_message = "By default there are always-ready instances, which cost money when idle."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.storage_container_type == "blobContainer" && azurerm_function_app_flex_consumption.app.storage_container_endpoint == "https://mocked.blob.core.windows.net/code"
-    error_message = "The app looks for its code elsewhere."
+    error_message = "The app's code container is wrong."
   }
 
   assert {
@@ -194,62 +194,62 @@ run "app_settings" {
 
   assert {
     condition     = !contains(keys(local.app_settings), "AzureWebJobsStorage")
-    error_message = "AzureWebJobsStorage is declared: the host would prefer it to the identity."
+    error_message = "AzureWebJobsStorage is set: the host would prefer it to the identity."
   }
 
   assert {
     condition     = local.app_settings["AzureWebJobsStorage__accountName"] == azurerm_storage_account.app.name && local.app_settings["AzureWebJobsStorage__credential"] == "managedidentity" && local.app_settings["AzureWebJobsStorage__clientId"] == azurerm_user_assigned_identity.app.client_id
-    error_message = "The host does not open its storage with the identity."
+    error_message = "The host does not access its storage by the identity."
   }
 
   assert {
     condition     = local.app_settings["AZURE_CLIENT_ID"] == azurerm_user_assigned_identity.app.client_id
-    error_message = "The app does not know its identity."
+    error_message = "AZURE_CLIENT_ID is not the app's identity."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.app_settings == tomap(local.app_settings)
-    error_message = "The app has other settings than are tested here."
+    error_message = "The app settings differ from local.app_settings, which the tests check."
   }
 
   assert {
     condition     = !anytrue([for name in keys(local.app_settings) : can(regex("(?i)(key|secret|password|token|sas|connection_?string)$", name))])
-    error_message = "A setting is named like a secret."
+    error_message = "A setting's name suggests a secret."
   }
 
   assert {
     condition     = !anytrue([for value in values(local.app_settings) : can(regex("(?i)(AccountKey|SharedAccess|InstrumentationKey|Password|sig)=", value))])
-    error_message = "A setting holds a secret."
+    error_message = "A setting contains a secret."
   }
 
   assert {
     condition     = length(setintersection(keys(local.app_settings), ["FUNCTIONS_WORKER_RUNTIME", "FUNCTIONS_EXTENSION_VERSION", "WEBSITE_RUN_FROM_PACKAGE", "SCM_DO_BUILD_DURING_DEPLOYMENT", "ENABLE_ORYX_BUILD", "WEBSITE_CONTENTAZUREFILECONNECTIONSTRING", "WEBSITE_CONTENTSHARE"])) == 0
-    error_message = "Flex Consumption refuses one of the settings."
+    error_message = "Flex Consumption rejects one of the settings."
   }
 
   assert {
     condition     = !contains(keys(local.app_settings), "APPLICATIONINSIGHTS_CONNECTION_STRING") && azurerm_function_app_flex_consumption.app.site_config[0].application_insights_connection_string == azurerm_application_insights.app.connection_string
-    error_message = "The provider reads the connection string back from site_config: among the settings it would make every plan differ."
+    error_message = "The connection string is not set in site_config, from where the provider reads it back, or would differ in every plan."
   }
 
   assert {
     condition     = local.app_settings["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"] == "ClientId=00000000-0000-0000-0000-000000000005;Authorization=AAD"
-    error_message = "Telemetry is not sent with the identity."
+    error_message = "Telemetry is not authenticated by the identity."
   }
 
   assert {
     condition     = local.app_settings["PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY"] == "true"
-    error_message = "The worker sends no OpenTelemetry."
+    error_message = "The worker's telemetry is not enabled."
   }
 
   assert {
     condition     = local.app_settings["OTEL_TRACES_SAMPLER"] == "always_on"
-    error_message = "A sampler leaves streams without a record."
+    error_message = "The sampler does not record every stream."
   }
 
   assert {
     condition     = !contains(keys(local.app_settings), "HTTP_AUTH_LEVEL")
-    error_message = "Without sign-in the functions ask for no key."
+    error_message = "Without Entra sign-in the functions require no key."
   }
 }
 
@@ -258,7 +258,7 @@ run "default_model" {
 
   assert {
     condition     = keys(azurerm_cognitive_deployment.model) == ["openai-1/gpt-5.4-mini"]
-    error_message = "The default deployment is another."
+    error_message = "The default deployment is wrong."
   }
 
   assert {
@@ -268,31 +268,31 @@ run "default_model" {
 
   assert {
     condition     = azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].sku[0].name == "GlobalStandard" && azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].sku[0].capacity == 50
-    error_message = "Without capacity the deployment answers 429 after one short request."
+    error_message = "Without capacity the deployment returns 429 after one short request."
   }
 
   assert {
     condition     = azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].version_upgrade_option == "OnceCurrentVersionExpired"
-    error_message = "The version would drift, or stop working when it is retired."
+    error_message = "The version would change early, or stop working when it is retired."
   }
 
   assert {
     condition     = azurerm_cognitive_account.openai["openai-1"].kind == "OpenAI" && azurerm_cognitive_account.openai["openai-1"].sku_name == "S0" && azurerm_cognitive_account.openai["openai-1"].location == "eastus2"
-    error_message = "The account is of another kind or place."
+    error_message = "The account's kind, sku or region is wrong."
   }
 
   assert {
     condition     = azurerm_cognitive_account.openai["openai-1"].custom_subdomain_name == azurerm_cognitive_account.openai["openai-1"].name
-    error_message = "Without an address of its own the account takes no Entra token."
+    error_message = "Without a custom subdomain the account does not accept Entra tokens."
   }
 
   assert {
     condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "openai-1/gpt-5.4-mini", endpoint = "https://mocked.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1 }]
-    error_message = "The app is told of another deployment than there is."
+    error_message = "AZURE_OPENAI_BACKENDS does not match the deployment."
   }
 }
 
-run "watched_and_capped" {
+run "monitoring" {
   command = plan
 
   assert {
@@ -302,60 +302,60 @@ run "watched_and_capped" {
 
   assert {
     condition     = azurerm_application_insights.app.workspace_id == azurerm_log_analytics_workspace.main[0].id
-    error_message = "Application Insights writes to another workspace."
+    error_message = "Application Insights uses another workspace."
   }
 
   assert {
     condition     = keys(azurerm_monitor_diagnostic_setting.openai) == keys(azurerm_cognitive_account.openai) && azurerm_monitor_diagnostic_setting.app.target_resource_id == azurerm_function_app_flex_consumption.app.id && azurerm_monitor_diagnostic_setting.storage.target_resource_id == "${azurerm_storage_account.app.id}/blobServices/default"
-    error_message = "Something is not watched."
+    error_message = "A resource has no diagnostic setting."
   }
 
   assert {
     condition     = can(regex("^[0-9a-f]{8}-", azurerm_application_insights_workbook.streams.name)) && length(jsondecode(azurerm_application_insights_workbook.streams.data_json).items) == 6
-    error_message = "The workbook is not whole."
+    error_message = "The workbook's name or items are wrong."
   }
 
   assert {
     condition     = azurerm_application_insights_workbook.streams.source_id == lower(azurerm_application_insights_workbook.streams.source_id)
-    error_message = "The provider refuses capitals in source_id."
+    error_message = "The provider rejects upper case in source_id."
   }
 
   assert {
     condition     = alltrue([for item in jsondecode(azurerm_application_insights_workbook.streams.data_json).items : item.type == 9 || strcontains(try(item.content.query, ""), lower(azurerm_application_insights.app.id))])
-    error_message = "A query looks at other apps of the workspace too."
+    error_message = "A query also includes other apps of the workspace."
   }
 
   assert {
     condition     = length(azurerm_monitor_action_group.main) == 0 && length(azurerm_monitor_scheduled_query_rules_alert_v2.streams) == 0
-    error_message = "Alerts without anyone to wake."
+    error_message = "Alert rules are created without alert_emails."
   }
 }
 
-run "closed_options_are_off" {
+run "options_are_off_by_default" {
   command = plan
 
   assert {
     condition     = length(azurerm_virtual_network.main) == 0 && length(azurerm_subnet.app) == 0 && length(azurerm_private_endpoint.openai) == 0 && length(azurerm_private_endpoint.app) == 0
-    error_message = "A network nobody asked for."
+    error_message = "A network or private endpoint is created by default."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.virtual_network_subnet_id == null && azurerm_function_app_flex_consumption.app.public_network_access_enabled == true
-    error_message = "The app is closed though nobody asked."
+    error_message = "The app is private or network-integrated by default."
   }
 
   assert {
     condition     = azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction_default_action == "Allow" && length(azurerm_function_app_flex_consumption.app.site_config[0].ip_restriction) == 0
-    error_message = "Addresses are refused though nobody asked."
+    error_message = "Addresses are restricted by default."
   }
 
   assert {
     condition     = length(azurerm_function_app_flex_consumption.app.auth_settings_v2) == 0 && length(azurerm_function_app_flex_consumption.app.site_config[0].cors) == 0
-    error_message = "Sign-in or CORS though nobody asked."
+    error_message = "Sign-in or CORS is enabled by default."
   }
 
   assert {
     condition     = length(azurerm_consumption_budget_resource_group.main) == 0 && length(terraform_data.publish) == 0
-    error_message = "A budget or a publish step though nobody asked."
+    error_message = "A budget, or a publish step despite deploy_code = false, is created."
   }
 }

@@ -1,11 +1,11 @@
-# Every validation of every variable refuses what it should.
+# Each validation of each variable rejects an invalid value.
 
 mock_provider "azurerm" {
   source          = "./tests/mocks"
   override_during = plan
 }
 
-# A terraform.tfvars of one's own is loaded by `terraform test` too: every input is pinned here.
+# `terraform test` also loads a local terraform.tfvars, so every variable is pinned here.
 variables {
   project                     = "relay"
   environment                 = "dev"
@@ -82,7 +82,7 @@ run "resource_group_name" {
   command = plan
 
   variables {
-    resource_group_name = "ends.in.a.stop."
+    resource_group_name = "ends.in.a.full.stop."
   }
 
   expect_failures = [var.resource_group_name]
@@ -108,7 +108,7 @@ run "name_pattern_without_type" {
   expect_failures = [var.name_pattern]
 }
 
-run "name_pattern_with_another_token" {
+run "name_pattern_with_unknown_placeholder" {
   command = plan
 
   variables {
@@ -118,7 +118,7 @@ run "name_pattern_with_another_token" {
   expect_failures = [var.name_pattern]
 }
 
-run "names_of_nothing" {
+run "names_unknown_resource" {
   command = plan
 
   variables {
@@ -148,7 +148,7 @@ run "names_storage_account" {
   expect_failures = [var.names]
 }
 
-run "tags_with_a_bracket" {
+run "tags_invalid_character" {
   command = plan
 
   variables {
@@ -158,7 +158,7 @@ run "tags_with_a_bracket" {
   expect_failures = [var.tags]
 }
 
-run "tags_hidden" {
+run "tags_reserved_prefix" {
   command = plan
 
   variables {
@@ -168,7 +168,7 @@ run "tags_hidden" {
   expect_failures = [var.tags]
 }
 
-run "no_instance" {
+run "instances_empty" {
   command = plan
 
   variables {
@@ -178,7 +178,7 @@ run "no_instance" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "no_model" {
+run "models_empty" {
   command = plan
 
   variables {
@@ -188,7 +188,7 @@ run "no_model" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "too_many_instances" {
+run "instances_too_many" {
   command = plan
 
   variables {
@@ -208,7 +208,7 @@ run "instance_name" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "instance_names_alike" {
+run "instance_names_duplicate" {
   command = plan
 
   variables {
@@ -248,7 +248,7 @@ run "instance_subdomain" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "instance_subdomains_alike" {
+run "instance_subdomains_duplicate" {
   command = plan
 
   variables {
@@ -268,7 +268,7 @@ run "instance_priority" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "deployment_names_alike" {
+run "deployment_names_duplicate" {
   command = plan
 
   variables {
@@ -318,7 +318,7 @@ run "model_capacity" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "model_upgrade" {
+run "model_version_upgrade_option" {
   command = plan
 
   variables {
@@ -328,7 +328,7 @@ run "model_upgrade" {
   expect_failures = [var.open_ai_instances]
 }
 
-run "memory" {
+run "instance_memory_in_mb" {
   command = plan
 
   variables {
@@ -338,7 +338,7 @@ run "memory" {
   expect_failures = [var.instance_memory_in_mb]
 }
 
-run "instances_zero" {
+run "maximum_instance_count" {
   command = plan
 
   variables {
@@ -348,7 +348,7 @@ run "instances_zero" {
   expect_failures = [var.maximum_instance_count]
 }
 
-run "concurrency_of_one" {
+run "http_concurrency_of_one" {
   command = plan
 
   variables {
@@ -358,7 +358,7 @@ run "concurrency_of_one" {
   expect_failures = [var.http_concurrency]
 }
 
-run "always_ready_over_the_maximum" {
+run "always_ready_above_the_maximum" {
   command = plan
 
   variables {
@@ -408,7 +408,7 @@ run "python" {
   expect_failures = [var.python]
 }
 
-run "vnet_subnet" {
+run "vnet_subnet_id" {
   command = plan
 
   variables {
@@ -418,7 +418,7 @@ run "vnet_subnet" {
   expect_failures = [var.vnet_integration]
 }
 
-run "vnet_range_too_small" {
+run "vnet_address_space_too_small" {
   command = plan
 
   variables {
@@ -428,7 +428,7 @@ run "vnet_range_too_small" {
   expect_failures = [var.vnet_integration]
 }
 
-run "private_endpoints_subnet" {
+run "private_endpoints_subnet_id" {
   command = plan
 
   variables {
@@ -439,7 +439,7 @@ run "private_endpoints_subnet" {
   expect_failures = [var.private_endpoints]
 }
 
-run "private_endpoints_zone" {
+run "private_endpoints_dns_zone_id" {
   command = plan
 
   variables {
@@ -450,7 +450,7 @@ run "private_endpoints_zone" {
   expect_failures = [var.private_endpoints]
 }
 
-run "allowed_address_without_a_range" {
+run "allowed_ip_ranges_without_prefix_length" {
   command = plan
 
   variables {
@@ -460,7 +460,7 @@ run "allowed_address_without_a_range" {
   expect_failures = [var.allowed_ip_ranges]
 }
 
-run "allowed_everyone" {
+run "allowed_ip_ranges_everyone" {
   command = plan
 
   variables {
@@ -470,7 +470,7 @@ run "allowed_everyone" {
   expect_failures = [var.allowed_ip_ranges]
 }
 
-run "cors_everyone" {
+run "cors_wildcard" {
   command = plan
 
   variables {
@@ -480,7 +480,7 @@ run "cors_everyone" {
   expect_failures = [var.cors_allowed_origins]
 }
 
-run "cors_with_a_path" {
+run "cors_with_path" {
   command = plan
 
   variables {
@@ -490,7 +490,7 @@ run "cors_with_a_path" {
   expect_failures = [var.cors_allowed_origins]
 }
 
-run "sign_in" {
+run "entra_sign_in" {
   command = plan
 
   variables {
@@ -500,7 +500,7 @@ run "sign_in" {
   expect_failures = [var.entra_sign_in]
 }
 
-run "workspace" {
+run "log_analytics_workspace_id" {
   command = plan
 
   variables {
@@ -510,7 +510,7 @@ run "workspace" {
   expect_failures = [var.log_analytics_workspace_id]
 }
 
-run "retention" {
+run "log_retention_in_days" {
   command = plan
 
   variables {
@@ -520,7 +520,7 @@ run "retention" {
   expect_failures = [var.log_retention_in_days]
 }
 
-run "log_cap" {
+run "daily_log_cap_in_gb" {
   command = plan
 
   variables {
@@ -534,7 +534,7 @@ run "alert_emails" {
   command = plan
 
   variables {
-    alert_emails = ["nobody"]
+    alert_emails = ["no-address"]
   }
 
   expect_failures = [var.alert_emails]
@@ -550,7 +550,7 @@ run "alert_thresholds" {
   expect_failures = [var.alert_thresholds]
 }
 
-run "budget" {
+run "monthly_budget" {
   command = plan
 
   variables {
@@ -560,7 +560,7 @@ run "budget" {
   expect_failures = [var.monthly_budget]
 }
 
-run "private_endpoints_without_a_network" {
+run "private_endpoints_without_vnet_integration" {
   command = plan
 
   variables {

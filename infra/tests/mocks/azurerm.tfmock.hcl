@@ -1,4 +1,4 @@
-# What Azure would answer: well-formed ids, so that an apply against the mocked provider goes through.
+# Computed values of the mocked provider: well-formed ids, so that an apply succeeds.
 
 mock_data "azurerm_client_config" {
   defaults = {

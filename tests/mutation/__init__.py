@@ -1,0 +1,1 @@
+"""Mutation testing of the request path: small faults are planted one by one, and the tests must find each."""
