@@ -1,1 +1,1 @@
-"""What a machine without Azure needs: a model service, a Functions host. The deployed app imports nothing of it."""
+"""What a machine without Azure needs: a simulated model service and a Functions host. The deployed app uses neither."""

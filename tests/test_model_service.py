@@ -1,4 +1,4 @@
-"""The simulated model service, through a real socket: what Azure's wire looks like, and every fault on demand."""
+"""The simulated model service over a real socket: Azure's responses, and every fault on demand."""
 
 import asyncio
 import base64
@@ -14,8 +14,16 @@ import aiohttp
 import openai
 import pytest
 
-from local import answers, faults
-from local.model_service import BY_HAND, EVERY, IdentityEndpoint, ModelService, Record
+from local.model_service import (
+    ANY_DEPLOYMENT,
+    MANUAL_PACE,
+    IdentityEndpoint,
+    ModelService,
+    Record,
+    faults,
+    steps,
+    text_generation,
+)
 
 ROOT = Path(__file__).parent.parent
 KEY = {"api-key": "a-key"}
@@ -43,8 +51,10 @@ async def body_of(http: aiohttp.ClientSession, service: ModelService, body: dict
         return await response.read()
 
 
-async def until_broken(http: aiohttp.ClientSession, service: ModelService, body: dict[str, Any]) -> tuple[bytes, bool]:
-    """What arrives of an answer, and whether the connection broke before the answer was whole."""
+async def read_until_broken(
+    http: aiohttp.ClientSession, service: ModelService, body: dict[str, Any]
+) -> tuple[bytes, bool]:
+    """The part of a response that arrives, and whether the connection ended before the response was complete."""
     arrived = b""
     try:
         async with http.post(service.url + "chat/completions", json=body, headers=KEY) as response:
@@ -56,7 +66,7 @@ async def until_broken(http: aiohttp.ClientSession, service: ModelService, body:
 
 
 async def raw_stream(service: ModelService, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection with the request on its way, for what an HTTP client would hide."""
+    """A connection on which the request was sent, for what an HTTP client would hide."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     text = json.dumps(body).encode()
     head = f"POST /openai/v1/chat/completions HTTP/1.1\r\nHost: x\r\napi-key: k\r\nContent-Length: {len(text)}\r\n\r\n"
@@ -65,7 +75,7 @@ async def raw_stream(service: ModelService, body: dict[str, Any]) -> tuple[async
 
 
 def events_of(body: bytes) -> list[Any]:
-    """The events of a stream by the rules of the HTML standard, as JSON where they are."""
+    """The events of a stream by the rules of the HTML standard, decoded except `[DONE]`."""
     events: list[Any] = []
     data: list[str] = []
     for line in body.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n"):
@@ -84,7 +94,7 @@ def text_of(events: list[Any], index: int = 0) -> str:
     return "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16")
 
 
-async def test_a_stream_has_azures_parts_in_azures_order(service: ModelService, http: aiohttp.ClientSession) -> None:
+async def test_a_stream_has_azures_events_in_azures_order(service: ModelService, http: aiohttp.ClientSession) -> None:
     events = events_of(await body_of(http, service, ask(stream_options={"include_usage": True})))
     first, role, *content, finish, usage, done = events
     assert first["choices"] == []
@@ -99,12 +109,12 @@ async def test_a_stream_has_azures_parts_in_azures_order(service: ModelService, 
     assert done == "[DONE]"
     assert {event["model"] for event in events[1:-1]} == {"gpt-5.4-mini-2026-03-17"}
     assert len({(event["id"], event["created"], event["system_fingerprint"]) for event in events[1:-1]}) == 1
-    # Padding fills each chunk to whole blocks, so that its length tells less about the token.
+    # Padding fills each chunk to whole blocks, so that its length reveals less of the token.
     padded = [len(json.dumps(event["choices"][0]["delta"]["content"]) + event["obfuscation"]) for event in content]
     assert [length % 16 for length in padded] == [0] * 8
 
 
-async def test_usage_and_obfuscation_only_as_asked(service: ModelService, http: aiohttp.ClientSession) -> None:
+async def test_usage_and_obfuscation_only_on_request(service: ModelService, http: aiohttp.ClientSession) -> None:
     body = await body_of(http, service, ask(stream_options={"include_obfuscation": False}))
     assert b'"usage"' not in body
     assert b'"obfuscation"' not in body
@@ -112,19 +122,19 @@ async def test_usage_and_obfuscation_only_as_asked(service: ModelService, http: 
 
 async def test_the_official_client_reads_streams_and_documents(service: ModelService) -> None:
     async with openai.AsyncOpenAI(base_url=service.url, api_key="k", max_retries=0) as client:
-        words: list[Any] = [{"role": "user", "content": "write a random 100 word paragraph"}]
-        stream = await client.chat.completions.create(model="gpt-5.4-mini", messages=words, stream=True)
+        messages: list[Any] = [{"role": "user", "content": "write a random 100 word paragraph"}]
+        stream = await client.chat.completions.create(model="gpt-5.4-mini", messages=messages, stream=True)
         streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
-        whole = await client.chat.completions.create(model="gpt-5.4-mini", messages=words)
+        whole = await client.chat.completions.create(model="gpt-5.4-mini", messages=messages)
         assert whole.choices[0].message.content == streamed
         assert len(streamed.split()) == 100
         assert whole.usage is not None
-        assert whole.usage.completion_tokens == len(answers.tokenize(streamed))
+        assert whole.usage.completion_tokens == len(text_generation.tokenize(streamed))
         assert [model.id for model in (await client.models.list()).data] == ["gpt-5.4-mini"]
         assert (await client.models.retrieve("any-name")).id == "any-name"
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve("missing-one")
-        two = await client.chat.completions.create(model="m", messages=words, n=2, stream=True)
+        two = await client.chat.completions.create(model="m", messages=messages, n=2, stream=True)
         seen = {choice.index async for chunk in two for choice in chunk.choices}
         assert seen == {0, 1}
     assert service.requests[0].auth == "token"
@@ -140,7 +150,7 @@ async def test_limits_and_stop(service: ModelService, http: aiohttp.ClientSessio
     assert stopped[-2]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_tools_are_called_and_then_answered(service: ModelService) -> None:
+async def test_a_tool_is_called_and_its_result_answered(service: ModelService) -> None:
     parameters = {
         "type": "object",
         "properties": {
@@ -226,7 +236,7 @@ async def test_json_and_pictures_and_logprobs(service: ModelService, http: aioht
         (ask(model="fault-429-1-2-3"), 400, "unknown_fault", "model"),
     ],
 )
-async def test_what_it_refuses(
+async def test_error_responses(
     service: ModelService, http: aiohttp.ClientSession, body: Any, status: int, code: str | None, param: str | None
 ) -> None:
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -251,7 +261,7 @@ async def test_what_it_refuses(
         ("fault-stall-midway-ever", 400, "missing_required_parameter"),
     ],
 )
-async def test_the_deployment_has_its_say_before_the_messages(
+async def test_errors_of_the_deployment_come_before_those_of_the_messages(
     service: ModelService, http: aiohttp.ClientSession, deployment: str, status: int, code: str
 ) -> None:
     began = time.monotonic()
@@ -262,10 +272,10 @@ async def test_the_deployment_has_its_say_before_the_messages(
     assert time.monotonic() - began >= (0.2 if deployment.endswith("0.2") else 0)
 
 
-async def test_a_connection_is_cut_before_the_messages_are_read(
+async def test_a_connection_is_cut_before_the_messages_are_validated(
     service: ModelService, http: aiohttp.ClientSession
 ) -> None:
-    assert await until_broken(http, service, {"model": "fault-cut-headers", "messages": []}) == (b"", True)
+    assert await read_until_broken(http, service, {"model": "fault-cut-headers", "messages": []}) == (b"", True)
     await service.wait_for(lambda it: it.requests[0].ended == "fault")
 
 
@@ -310,7 +320,7 @@ async def test_managed_identity(http: aiohttp.ClientSession) -> None:
         assert issued["resource"] == query["resource"]
         assert int(issued["expires_on"]) == pytest.approx(time.time() + identity.lifetime, abs=5)
         assert await status(issued["access_token"]) == 200
-        assert await status("of-somebody-else") == 401
+        assert await status("unknown-token") == 401
         identity.lifetime = -1
         assert await status((await token())[1]["access_token"]) == 401
         assert (await token("wrong"))[0] == 401
@@ -322,7 +332,7 @@ async def test_managed_identity(http: aiohttp.ClientSession) -> None:
         assert identity.calls[0] == query
 
 
-async def test_azure_identity_gets_its_token_here(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_azure_identity_gets_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     from azure.identity.aio import ManagedIdentityCredential
 
     async with ModelService(tokens_per_second=0, require_issued_token=True) as service:
@@ -335,7 +345,7 @@ async def test_azure_identity_gets_its_token_here(monkeypatch: pytest.MonkeyPatc
 
 # ── Faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-REFUSALS = {
+ERRORS = {
     "400": (400, "invalid_value", {}),
     "context-length": (400, "context_length_exceeded", {}),
     "content-filter": (400, "content_filter", {}),
@@ -358,9 +368,9 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-async def test_refusals(service: ModelService, http: aiohttp.ClientSession, name: str) -> None:
-    status, code, headers = REFUSALS[name]
+@pytest.mark.parametrize("name", ERRORS)
+async def test_faults_that_are_errors(service: ModelService, http: aiohttp.ClientSession, name: str) -> None:
+    status, code, headers = ERRORS[name]
     async with http.post(service.url + "chat/completions", json=ask(model="fault-" + name), headers=KEY) as response:
         assert response.status == status
         assert (await response.json())["error"]["code"] == code
@@ -369,7 +379,7 @@ async def test_refusals(service: ModelService, http: aiohttp.ClientSession, name
     assert service.requests[0].fault == "fault-" + name
 
 
-async def test_refusals_in_other_shapes(service: ModelService, http: aiohttp.ClientSession) -> None:
+async def test_errors_in_other_shapes(service: ModelService, http: aiohttp.ClientSession) -> None:
     async with http.post(service.url + "chat/completions", json=ask(model="fault-502"), headers=KEY) as response:
         assert (response.status, response.content_type) == (502, "text/html")
     async with http.post(service.url + "chat/completions", json=ask(model="fault-429-date"), headers=KEY) as response:
@@ -381,7 +391,7 @@ async def test_refusals_in_other_shapes(service: ModelService, http: aiohttp.Cli
         assert inner["content_filter_result"]["violence"] == {"filtered": True, "severity": "medium"}
 
 
-# The same text arrives, however it is dressed.
+# The same text arrives in all these encodings.
 HARMLESS = [
     "split-1",
     "split-2",
@@ -408,7 +418,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-async def test_rare_but_right(service: ModelService, http: aiohttp.ClientSession, name: str) -> None:
+async def test_rare_but_correct(service: ModelService, http: aiohttp.ClientSession, name: str) -> None:
     text = 'A "word" \\ and\nanother, café 🌿🌿 日本語 ]}'
     body = await body_of(http, service, ask(f"say: {text}", model="fault-" + name))
     events = events_of(body)
@@ -436,7 +446,7 @@ async def test_rare_but_right(service: ModelService, http: aiohttp.ClientSession
     assert service.requests[0].ended == "complete"
 
 
-async def test_each_byte_is_read_by_itself(service: ModelService) -> None:
+async def test_each_byte_is_a_write_of_its_own(service: ModelService) -> None:
     reader, writer = await raw_stream(service, ask("say: é", model="fault-bytes"))
     await reader.readuntil(b"\r\n\r\n")
     sizes = []
@@ -496,8 +506,8 @@ async def test_wrong_beginnings(service: ModelService, http: aiohttp.ClientSessi
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", ["cut-headers", "cut-first", "cut-midway-3", "reset-headers", "reset-midway-3"])
-async def test_cuts(service: ModelService, http: aiohttp.ClientSession, name: str, stream: bool) -> None:
-    arrived, broken = await until_broken(http, service, ask(model="fault-" + name, stream=stream))
+async def test_broken_connections(service: ModelService, http: aiohttp.ClientSession, name: str, stream: bool) -> None:
+    arrived, broken = await read_until_broken(http, service, ask(model="fault-" + name, stream=stream))
     assert broken
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
@@ -518,19 +528,19 @@ async def test_long_answers(service: ModelService, http: aiohttp.ClientSession) 
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS.values(), ids=lambda fault: fault.name)
-async def test_every_fault_of_the_table(
+async def test_every_fault_in_the_table(
     service: ModelService, http: aiohttp.ClientSession, fault: faults.Fault
 ) -> None:
     argument = "-0.02" if fault.name.startswith("stall") else "-2"
-    name = "fault-" + fault.name + argument * len(fault.takes)
+    name = "fault-" + fault.name + argument * len(fault.defaults)
     (injection,) = faults.parse(name)
     assert injection.fault is fault
-    assert injection.arguments == (float(argument[1:]),) * len(fault.takes)
-    arrived, broken = await until_broken(http, service, ask(model=name))
+    assert injection.arguments == (float(argument[1:]),) * len(fault.defaults)
+    arrived, broken = await read_until_broken(http, service, ask(model=name))
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
     assert record.fault == name
-    if fault.refuse:
+    if fault.error:
         assert (record.ended, broken) == ("fault", False)
         assert record.status is not None
         assert record.status >= 400
@@ -541,7 +551,7 @@ async def test_every_fault_of_the_table(
 
 
 def test_the_names_of_faults() -> None:
-    assert faults.parse("stall-midway-ever-3")[0].arguments == (faults.FOR_EVER, 3.0)
+    assert faults.parse("stall-midway-ever-3")[0].arguments == (steps.FOREVER, 3.0)
     assert faults.parse("429")[0].arguments == (1.0,)
     assert [one.fault.name for one in faults.parse("fault-crlf+split-7+429-ms-5")] == ["crlf", "split", "429-ms"]
     for wrong in ("", "nothing", "429-soon", "crlf-1", "429-1-2"):
@@ -549,33 +559,32 @@ def test_the_names_of_faults() -> None:
             faults.parse(wrong)
 
 
-@pytest.mark.parametrize("moment", ["stall-headers", "stall-first", "stall-midway-ever-3", "cut-nothing"])
-async def test_a_caller_that_leaves_is_noticed(moment: str) -> None:
-    deployment = "gpt-5.4-mini" if moment == "cut-nothing" else f"fault-{moment}"
+@pytest.mark.parametrize("moment", ["stall-headers", "stall-first", "stall-midway-ever-3", "waiting", "streaming"])
+async def test_a_caller_that_disconnects_is_noticed(moment: str) -> None:
+    deployment = {"waiting": MANUAL_PACE, "streaming": "gpt-5.4-mini"}.get(moment, f"fault-{moment}")
     async with ModelService(tokens_per_second=200) as service:
         reader, writer = await raw_stream(service, ask("count to 500", model=deployment))
         await service.wait_for(lambda one: one.requests)
         if moment != "stall-headers":
             await reader.readuntil(b"assistant")
-        await asyncio.sleep(0.05)
+        if moment in ("stall-midway-ever-3", "streaming"):
+            await service.wait_for(lambda one: one.requests[0].tokens >= 3)
         assert service.open_requests == 1
-        left = time.monotonic()
         writer.close()
         await service.wait_for(lambda one: one.requests[0].ended != "open")
         record = service.requests[0]
         assert record.ended == "aborted"
         assert record.ended_at is not None
-        assert record.ended_at - left < 0.05
         assert service.open_requests == 0
 
 
-async def test_a_stall_with_an_end_goes_on(service: ModelService, http: aiohttp.ClientSession) -> None:
+async def test_a_response_continues_after_a_stall(service: ModelService, http: aiohttp.ClientSession) -> None:
     for name in ("stall-headers-0.1", "stall-first-0.1", "stall-midway-0.1-3"):
         began = time.monotonic()
         assert text_of(events_of(await body_of(http, service, ask("say: a b c d e f", model="fault-" + name)))) == (
             "a b c d e f"
         )
-        assert 0.1 <= time.monotonic() - began < 1
+        assert time.monotonic() - began >= 0.1
 
 
 async def test_faults_by_schedule(service: ModelService, http: aiohttp.ClientSession) -> None:
@@ -587,7 +596,7 @@ async def test_faults_by_schedule(service: ModelService, http: aiohttp.ClientSes
     service.faults["b"] = "500"
     assert [await status("a") for _ in range(5)] == [429, 200, 503, 200, 200]
     assert [await status("b") for _ in range(3)] == [500] * 3
-    service.faults = {EVERY: "403"}
+    service.faults = {ANY_DEPLOYMENT: "403"}
     assert await status("c") == 403
     async with http.get(service.url + "models", headers=KEY) as response:
         assert response.status == 403
@@ -598,8 +607,8 @@ async def test_faults_by_schedule(service: ModelService, http: aiohttp.ClientSes
 # ── Pace, answers, control ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_by_hand_each_token_waits_for_its_release(service: ModelService) -> None:
-    reader, writer = await raw_stream(service, ask("count to 5", model=BY_HAND))
+async def test_with_manual_pace_each_token_waits_for_its_release(service: ModelService) -> None:
+    reader, writer = await raw_stream(service, ask("count to 5", model=MANUAL_PACE))
     await reader.readuntil(b'"assistant"')
     for number in range(1, 6):
         with pytest.raises(TimeoutError):
@@ -618,13 +627,15 @@ async def test_the_pace(http: aiohttp.ClientSession) -> None:
     async with ModelService(tokens_per_second=100, time_to_first_token=0.1) as service:
         await body_of(http, service, ask("say:" + " word" * 20))
         record = service.requests[0]
-        assert record.token_times[0] - record.arrived == pytest.approx(0.1, abs=0.04)
-        assert record.token_times[-1] - record.token_times[0] == pytest.approx(0.19, abs=0.06)
+        # A busy machine may be late, but no token is early.
+        for number, written in enumerate(record.token_times):
+            assert written - record.arrived >= 0.1 + number * 0.01
+        assert len(set(record.token_times)) == 20, "each token is a write of its own"
         whole = await body_of(http, service, ask("say:" + " word" * 20, stream=False))
         assert json.loads(whole)["choices"][0]["message"]["content"] == "word" + " word" * 19
         ended = service.requests[1].ended_at
         assert ended is not None
-        assert ended - service.requests[1].arrived == pytest.approx(0.3, abs=0.06)
+        assert ended - service.requests[1].arrived >= 0.3
 
 
 async def test_any_text_in_any_tokens(service: ModelService, http: aiohttp.ClientSession) -> None:
@@ -654,18 +665,18 @@ async def test_control_by_http(service: ModelService, http: aiohttp.ClientSessio
         assert response.status == 429
     assert (await control("faults", {"gpt-5.4-mini": "no-such-fault"}))[0] == 400
     headers = KEY | {"x-ms-client-request-id": "mine"}
-    async with http.post(service.url + "chat/completions", json=ask(model=BY_HAND), headers=headers) as response:
+    async with http.post(service.url + "chat/completions", json=ask(model=MANUAL_PACE), headers=headers) as response:
         assert response.headers["x-ms-client-request-id"] == "mine"
         state = (await control("release?tokens=3"))[1]
         assert state["open_requests"] == 1
         await service.wait_for(lambda one: one.requests[-1].tokens == 3)
     await service.wait_for(lambda one: one.requests[-1].ended == "aborted")
     async with http.get(f"{service.origin}/control/requests?limit=2") as response:
-        refused, by_hand = await response.json()
-    assert (refused["status"], refused["ended"], refused["fault"]) == (429, "fault", "429")
-    assert (by_hand["tokens"], by_hand["ended"], by_hand["auth"]) == (3, "aborted", "key")
-    assert by_hand["headers"]["x-ms-client-request-id"] == "mine"
-    assert len(by_hand["token_times"]) == 3
+        failed, paced = await response.json()
+    assert (failed["status"], failed["ended"], failed["fault"]) == (429, "fault", "429")
+    assert (paced["tokens"], paced["ended"], paced["auth"]) == (3, "aborted", "key")
+    assert paced["headers"]["x-ms-client-request-id"] == "mine"
+    assert len(paced["token_times"]) == 3
     await control("pace", {"tokens_per_second": 7})
     assert service.tokens_per_second == 7
     await control("identity", {"failure": 500, "lifetime": 3})
@@ -674,7 +685,7 @@ async def test_control_by_http(service: ModelService, http: aiohttp.ClientSessio
     assert service.requests == []
 
 
-async def test_the_same_port_again(http: aiohttp.ClientSession) -> None:
+async def test_a_restart_listens_on_the_same_port(http: aiohttp.ClientSession) -> None:
     service = ModelService(tokens_per_second=0)
     await service.start()
     port = service.port
@@ -684,7 +695,7 @@ async def test_the_same_port_again(http: aiohttp.ClientSession) -> None:
     await service.wait_for(lambda one: one.open_requests)
     began = time.monotonic()
     await service.stop()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "it does not wait for open requests"
     stalled[1].close()
     await service.start()
     assert service.port == port
@@ -692,7 +703,7 @@ async def test_the_same_port_again(http: aiohttp.ClientSession) -> None:
     await service.stop()
 
 
-async def test_as_a_program(http: aiohttp.ClientSession) -> None:
+async def test_the_command(http: aiohttp.ClientSession) -> None:
     arguments = ("-m", "local.model_service", "--port", "0", "--tokens-per-second", "0", "--deployments", "b,c")
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -713,44 +724,44 @@ async def test_as_a_program(http: aiohttp.ClientSession) -> None:
     assert (process.returncode, output, errors) == (0, b"", b"")
 
 
-# ── Words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Text ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def say(prompt: str) -> str:
-    return answers.compose([{"role": "user", "content": prompt}])
+def answer_to(prompt: str) -> str:
+    return text_generation.compose([{"role": "user", "content": prompt}])
 
 
-def test_exactly_so_many_words() -> None:
+def test_the_requested_number_of_words() -> None:
     for count in (*range(1, 60), 100, 1234):
-        assert len(say(f"write a random {count} word paragraph").split()) == count
+        assert len(answer_to(f"write a random {count} word paragraph").split()) == count
 
 
 def test_answers_fit_the_prompt() -> None:
-    assert say("count to 4") == "1, 2, 3, 4"
-    assert say("Repeat:  two  spaces\n") == " two  spaces\n"
-    assert say("echo [DONE]") == "[DONE]"
-    assert say("write 3 sentences").count(".") == 3
-    assert len(say("two paragraphs of 30 words each").split("\n\n")) == 2
-    assert say("a list of 5 things").count("\n") == 4
-    markdown = say("show me some markdown")
+    assert answer_to("count to 4") == "1, 2, 3, 4"
+    assert answer_to("Repeat:  two  spaces\n") == " two  spaces\n"
+    assert answer_to("echo [DONE]") == "[DONE]"
+    assert answer_to("write 3 sentences").count(".") == 3
+    assert len(answer_to("two paragraphs of 30 words each").split("\n\n")) == 2
+    assert answer_to("a list of 5 things").count("\n") == 4
+    markdown = answer_to("show me some markdown")
     assert all(sign in markdown for sign in ("# ", "\n- **", "|---|", "```python"))
-    assert "temples" in say("Tell me about the temples of Kyoto")
-    assert say("hello") == say("hello") != say("goodbye")
+    assert "temples" in answer_to("Tell me about the temples of Kyoto")
+    assert answer_to("hello") == answer_to("hello") != answer_to("goodbye")
     turns = [{"role": "user", "content": "I like lighthouses"}, {"role": "assistant", "content": "Good."}]
-    assert "1 earlier turn, and that it began with lighthouses" in answers.compose(
+    assert "1 earlier turn, and that it began with lighthouses" in text_generation.compose(
         [*turns, {"role": "user", "content": "why?"}]
     )
 
 
-def test_tokens_make_the_text_again() -> None:
+def test_the_tokens_joined_are_the_text() -> None:
     text = "Straße, naïve_words  and\n\n\ttabs — 12345 日本語のテキスト👩‍👩‍👧 incomprehensibilities!!!!!!\r\n "
-    tokens = answers.tokenize(text)
+    tokens = text_generation.tokenize(text)
     assert "".join(tokens) == text
     assert " and" in tokens
     assert max(map(len, tokens)) <= 8
 
 
-def test_a_record_keeps_its_first_ending() -> None:
+def test_only_the_first_ending_of_a_record_counts() -> None:
     record = Record(0, "m", "/", {}, None, {}, 0.0)
     record.end("fault")
     record.end("aborted")

@@ -1,4 +1,4 @@
-"""`make start`: what it prints works when pasted, and it leaves nothing behind."""
+"""`make start`: the commands that it prints work, and no process remains after its end."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Started:
+class Session:
     """`python -m local`, as `make start` runs it, with a model service of its own."""
 
     def __init__(
@@ -37,12 +37,12 @@ class Started:
             {
                 "AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{self.model_port}/openai/v1/",
                 "AZURE_OPENAI_DEPLOYMENTS": "gpt-5.4-mini",
-                # A developer's own local.settings.json says nothing here.
+                # A developer's own local.settings.json has no effect here.
                 "AZURE_OPENAI_BACKENDS": "",
                 "AZURE_OPENAI_API_KEY": "",
             }
         )
-        # Core Tools of this machine, if there are any, are not the subject, but for a test that brings its own.
+        # Core Tools on this machine are hidden; a test of them brings its own.
         folders = [folder for folder in environment["PATH"].split(os.pathsep) if not (Path(folder) / "func").exists()]
         environment["PATH"] = os.pathsep.join(([str(path)] if path else []) + folders)
         command = [sys.executable, "-m", "local", f"--port={self.port}", f"--model-service-port={self.model_port}"]
@@ -63,7 +63,7 @@ class Started:
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60
-        while "The words and nothing else" not in self.output:
+        while "The text and nothing else" not in self.output:
             assert self.process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
             time.sleep(0.02)
@@ -75,17 +75,17 @@ class Started:
         return re.findall(r"^  (curl .+)$", self.output, re.MULTILINE)
 
     def descendants(self) -> list[int]:
-        """Every process that it started, and those that they started."""
-        found, waiting = [], [self.process.pid]
-        while waiting:
-            pid = waiting.pop()
+        """The ids of all processes that it started, and of those that they started."""
+        found, remaining = [], [self.process.pid]
+        while remaining:
+            pid = remaining.pop()
             for task in Path(f"/proc/{pid}/task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
+                remaining += [int(child) for child in (task / "children").read_text().split()]
             found.append(pid)
         return found[1:]
 
 
-def lives(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -93,8 +93,8 @@ def lives(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    running = Started(tmp_path_factory.mktemp("start") / "output.txt")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    running = Session(tmp_path_factory.mktemp("start") / "output.txt")
     try:
         running.wait_until_ready()
         yield running
@@ -105,35 +105,35 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 class TestThePrintedCommands:
-    def test_they_are_the_article_s_own_and_a_plain_one(self, started: Started) -> None:
-        article, plain = started.curl_commands()
-        assert article == (
+    def test_they_are_the_one_for_events_and_one_for_plain_text(self, started: Session) -> None:
+        events, plain = started.curl_commands()
+        assert events == (
             'curl -L -H "Accept: application/json" -H "Connection: close" -H "Content-type: application/json" -X POST '
             """-d '{"input": "write a random 100 word paragraph"}' """
             f"http://127.0.0.1:{started.port}/stream --no-buffer --verbose"
         )
         assert '-H "Accept: text/plain"' in plain
 
-    def paste(self, command: str) -> tuple[str, list[float]]:
-        """Run the command as a shell does; its words, and when each read of them came."""
+    def run(self, command: str) -> tuple[str, list[float]]:
+        """Run the command in a shell; returns its output, and the time of each read of it."""
         with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as curl:
             assert curl.stdout is not None
-            words, times = b"", []
+            output, times = b"", []
             while data := os.read(curl.stdout.fileno(), 65536):
-                words += data
+                output += data
                 times.append(time.monotonic())
         assert curl.returncode == 0
-        return words.decode(), times
+        return output.decode(), times
 
-    def test_the_article_s_own_shows_events_as_they_are_generated(self, started: Started) -> None:
-        text, times = self.paste(started.curl_commands()[0])
+    def test_the_first_one_shows_events_as_they_are_generated(self, started: Session) -> None:
+        text, times = self.run(started.curl_commands()[0])
         assert text.count("data: ") > 50
         assert text.rstrip().rpartition("event: done")[1]
         assert len(times) > 20
         assert times[-1] - times[0] > 0.5  # the model service's own pace is 50 tokens a second
 
-    def test_the_plain_one_shows_a_hundred_words_as_they_are_generated(self, started: Started) -> None:
-        text, times = self.paste(started.curl_commands()[1])
+    def test_the_second_one_shows_a_hundred_words_as_they_are_generated(self, started: Session) -> None:
+        text, times = self.run(started.curl_commands()[1])
         assert len(text.split()) == 100
         assert "data:" not in text
         assert len(times) > 20
@@ -142,8 +142,8 @@ class TestThePrintedCommands:
 
 class TestTheEnd:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    async def test_nothing_is_left_behind(self, tmp_path: Path, number: signal.Signals) -> None:
-        running = Started(tmp_path / "output.txt")
+    async def test_no_process_remains(self, tmp_path: Path, number: signal.Signals) -> None:
+        running = Session(tmp_path / "output.txt")
         running.wait_until_ready()
         processes = running.descendants()
         assert len(processes) == 3, "model service, host and worker"
@@ -154,55 +154,55 @@ class TestTheEnd:
             stdout=asyncio.subprocess.PIPE,
         )
         assert curl.stdout is not None
-        await curl.stdout.readline()  # a stream is under way
+        await curl.stdout.readline()  # a stream has started
         running.process.send_signal(number)
         assert running.wait_for_end() == (-signal.SIGKILL if number == signal.SIGKILL else 0)
-        await eventually(lambda: not any(lives(pid) for pid in processes), within=3)
+        await eventually(lambda: not any(is_running(pid) for pid in processes))
         rest = await asyncio.wait_for(curl.stdout.read(), 5)
         assert await curl.wait() != 0 or b"event: error" in rest
         for port in (running.port, running.model_port):
             socket.create_server(("127.0.0.1", port)).close()
 
-    async def test_one_that_dies_ends_the_others(self, tmp_path: Path) -> None:
-        running = Started(tmp_path / "output.txt")
+    async def test_the_end_of_one_process_ends_the_others(self, tmp_path: Path) -> None:
+        running = Session(tmp_path / "output.txt")
         running.wait_until_ready()
         processes = running.descendants()
         model_service = next(pid for pid in processes if b"model_service" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(model_service, signal.SIGKILL)
         assert running.wait_for_end() == 1
         assert "The model service ended by itself" in running.output
-        await eventually(lambda: not any(lives(pid) for pid in processes), within=3)
+        await eventually(lambda: not any(is_running(pid) for pid in processes))
 
 
 class TestPorts:
-    def test_a_taken_port_is_named_with_the_way_out(self, tmp_path: Path) -> None:
+    def test_a_taken_port_is_an_error_with_a_remedy(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            refused = Started(tmp_path / "output.txt", port=port)
-            assert refused.wait_for_end() == 1
-        assert f"Port {port} is taken" in refused.output
-        assert "make start PORT=" in refused.output
+            rejected = Session(tmp_path / "output.txt", port=port)
+            assert rejected.wait_for_end() == 1
+        assert f"Port {port} is taken" in rejected.output
+        assert "make start PORT=" in rejected.output
 
-    def test_a_model_service_that_runs_already_is_used(self, started: Started, tmp_path: Path) -> None:
-        second = Started(tmp_path / "output.txt", model_port=started.model_port)
+    def test_a_running_model_service_is_used(self, started: Session, tmp_path: Path) -> None:
+        second = Session(tmp_path / "output.txt", model_port=started.model_port)
         try:
             second.wait_until_ready()
             assert f"A model service runs on port {started.model_port} already" in second.output
         finally:
             second.process.send_signal(signal.SIGINT)
             assert second.wait_for_end() == 0
-        socket.create_connection(("127.0.0.1", started.model_port)).close()  # the first one's still runs
+        socket.create_connection(("127.0.0.1", started.model_port)).close()  # the first session's is still running
 
-    async def test_a_stranger_on_the_model_service_s_port_is_an_error(self, tmp_path: Path) -> None:
+    async def test_another_server_on_the_model_service_s_port_is_an_error(self, tmp_path: Path) -> None:
         async def answer(_request: web.BaseRequest) -> web.Response:
             return web.json_response({"hello": "world"})
 
-        stranger = await asyncio.get_running_loop().create_server(web.Server(answer), "127.0.0.1", 0)
-        port = stranger.sockets[0].getsockname()[1]
-        async with stranger:
-            refused = Started(tmp_path / "output.txt", model_port=port)
-            assert await asyncio.to_thread(refused.wait_for_end) == 1
-        assert f"Port {port} is taken by something that is not the model service" in refused.output
+        other = await asyncio.get_running_loop().create_server(web.Server(answer), "127.0.0.1", 0)
+        port = other.sockets[0].getsockname()[1]
+        async with other:
+            rejected = Session(tmp_path / "output.txt", model_port=port)
+            assert await asyncio.to_thread(rejected.wait_for_end) == 1
+        assert f"Port {port} is taken by something that is not the model service" in rejected.output
 
 
 CORE_TOOLS = """#!{python}
@@ -222,7 +222,7 @@ def test_core_tools_are_used_where_they_are_installed(tmp_path: Path) -> None:
     func.parent.mkdir()
     func.write_text(CORE_TOOLS.format(python=sys.executable))
     func.chmod(0o755)
-    running = Started(tmp_path / "output.txt", path=func.parent)
+    running = Session(tmp_path / "output.txt", path=func.parent)
     try:
         running.wait_until_ready()
         assert f"func was called with start --port {running.port}" in running.output
@@ -245,7 +245,7 @@ class TestMake:
         )
         return made.stdout
 
-    def test_the_port_is_passed_on(self) -> None:
+    def test_the_port_is_an_argument(self) -> None:
         assert "python -m local --port 8080" in self.dry("start", "PORT=8080")
         assert self.dry("start").rstrip().endswith("python -m local")
 
@@ -256,7 +256,7 @@ class TestMake:
         for target in targets[1].split():
             assert f"make {target} " in listed.stdout
 
-    def test_without_uv_and_python_3_13_it_says_what_to_install(self, tmp_path: Path) -> None:
+    def test_without_uv_and_python_3_13_the_error_names_what_to_install(self, tmp_path: Path) -> None:
         folder = tmp_path / "clone"
         folder.mkdir()
         shutil.copy(ROOT / "Makefile", folder)

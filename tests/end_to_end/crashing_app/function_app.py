@@ -1,5 +1,4 @@
-"""The app of this repository with faults of its own, whose exceptions have in their text what was asked: for tests,
-never deployed."""
+"""This repository's app with exceptions of its own, whose texts quote the request and the answer: for tests only."""
 
 import importlib.util
 import sys
@@ -17,30 +16,29 @@ sys.modules["the_app"] = the_app
 _spec.loader.exec_module(the_app)
 app = the_app.app
 
-from relay import prompt  # noqa: E402 (the path to it is set above)
-from relay.completion import Completion  # noqa: E402
+from relay.wires import stream  # noqa: E402 (the path to it is set above)
+from relay.wires.chat_decoders import TextDecoder  # noqa: E402
 
 
-class FaultyCompletion(Completion):
-    """Fails over the answer's second read."""
+class FaultyDecoder(TextDecoder):
+    """Fails over the second read of the answer."""
 
-    def read(self, chunk: bytes) -> Any:
+    def feed(self, chunk: bytes) -> Any:
         if b"finish_reason" in chunk and self.deltas:
             raise ValueError(f"what to do with {chunk!r}?")
-        return super().read(chunk)
+        return super().feed(chunk)
 
 
-class FaultyPrompt(prompt.Prompt):
-    """Fails where `instructions` says so."""
+class FaultyRequest(stream.StreamRequest):
+    """Fails where `instructions` demand it."""
 
-    @property
-    def reading(self) -> Any:
-        return FaultyCompletion if self.instructions == "fail while reading the answer" else Completion
+    def decoder(self) -> Any:
+        return FaultyDecoder() if self.instructions == "fail while reading the answer" else super().decoder()
 
-    def parameters(self, **limits: int) -> dict[str, Any]:
+    def upstream_request(self, **limits: int) -> Any:
         if self.instructions == "fail before asking":
             raise ValueError(f"what to do with {self!r}?")
-        return super().parameters(**limits)
+        return super().upstream_request(**limits)
 
 
-prompt.Prompt = FaultyPrompt  # type: ignore[misc]
+stream.StreamRequest = FaultyRequest  # type: ignore[misc]

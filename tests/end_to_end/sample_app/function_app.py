@@ -1,64 +1,100 @@
-"""A function app that does, on demand, all that a host must cope with; what happened to it can be asked at /seen."""
+"""A function app that does, on demand, all that a host must handle; `GET /events` returns what happened in it."""
 
 import asyncio
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
+from typing import Any
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import JSONResponse, Request, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
-seen: dict[str, float] = {}
+happened: dict[str, float] = {}  # a name of the test's own and an event: a time or a count
+gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(0))
 
 
 @app.route("stream", methods=["GET", "POST"])
 async def stream(req: Request) -> StreamingResponse:
-    """`count` events, `pause` seconds apart; `break` raises after as many; `size` pads each to so many bytes."""
+    """`count` events, `pause` seconds apart, or each after a `POST /release` if `gated`; `break` raises after as many;
+    `size` pads each to so many bytes.
+    """
     query = req.query_params
     name, size = query.get("name", ""), int(query.get("size", "0"))
     count, pause, breaks = int(query.get("count", "3")), float(query.get("pause", "0")), query.get("break")
+    gate = gates[name] if "gated" in query else None
 
     async def events() -> AsyncIterator[bytes]:
         try:
             for number in range(count):
                 if breaks is not None and number == int(breaks):
                     raise RuntimeError("broken on demand")
+                if gate is not None:
+                    await gate.acquire()
                 yield f"data: {number}".encode().ljust(size, b".") + b"\n\n"
-                seen[f"{name} sent"] = number + 1
+                happened[f"{name} sent"] = number + 1
                 await asyncio.sleep(pause)
         except asyncio.CancelledError:
-            seen[f"{name} cancelled"] = time.time()
+            happened[f"{name} cancelled"] = time.time()
             raise
 
     headers = {"Content-Length": query["length"]} if "length" in query else None
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
+@app.route("release", methods=["POST"])
+async def release(req: Request) -> Response:
+    """Let the gated stream of this `name` send one more event."""
+    gates[req.query_params["name"]].release()
+    return Response(status_code=204)
+
+
 @app.route("silent", methods=["GET"])
 async def silent(req: Request) -> Response:
-    """Answer never, but notice that the caller left."""
+    """Send no response, but notice that the caller disconnected."""
     name = req.query_params.get("name", "")
-    seen[f"{name} waits"] = time.time()
+    happened[f"{name} waiting"] = time.time()
     for _ in range(600):
         if await req.is_disconnected():
-            seen[f"{name} left"] = time.time()
+            happened[f"{name} disconnected"] = time.time()
             break
         await asyncio.sleep(0.02)
     return Response(status_code=204)
 
 
-@app.route("seen", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
-async def seen_so_far(req: Request) -> JSONResponse:
-    """What happened until now, by the names that the requests brought along."""
-    return JSONResponse(seen)
+@app.route("events", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+async def events_so_far(req: Request) -> JSONResponse:
+    """What happened until now, by the names in the requests."""
+    return JSONResponse(happened)
+
+
+@app.route("event-loop", methods=["GET"])
+async def event_loop(req: Request) -> JSONResponse:
+    """The event loop's class, and for the function's own task and one that it creates the class and invocation id."""
+
+    async def describe_task() -> dict[str, Any]:
+        task = asyncio.current_task()
+        return {
+            "classes": [kind.__name__ for kind in type(task).mro()],
+            "invocation_id": getattr(task, "__azure_function_invocation_id__", None),
+        }
+
+    loop = type(asyncio.get_running_loop())
+    return JSONResponse(
+        {
+            "loop": f"{loop.__module__}.{loop.__name__}",
+            "own_task": await describe_task(),
+            "new_task": await asyncio.create_task(describe_task()),
+        }
+    )
 
 
 @app.route("echo", auth_level=func.AuthLevel.ANONYMOUS)
 async def echo(req: Request) -> JSONResponse:
-    """The request as it arrived here."""
+    """The request as it arrived."""
     body = await req.body() if req.method not in ("GET", "HEAD") else b""
     return JSONResponse(
         {
@@ -75,19 +111,19 @@ async def echo(req: Request) -> JSONResponse:
 
 @app.route("early", methods=["POST"])
 async def early(req: Request) -> Response:
-    """Refuse without reading the body."""
+    """Reject the request without reading its body."""
     return Response("too much", status_code=413)
 
 
 @app.route("back", methods=["POST"])
 async def back(req: Request) -> Response:
-    """The body, back again."""
+    """The request's body as the response."""
     name = req.query_params.get("name", "")
-    seen[f"{name} begun"] = time.time()
+    happened[f"{name} started"] = time.time()
     try:
         body = await req.body()
     except ClientDisconnect:
-        seen[f"{name} disconnected"] = time.time()
+        happened[f"{name} disconnected"] = time.time()
         return Response(status_code=400)
     return Response(body, media_type="application/octet-stream")
 
@@ -100,7 +136,7 @@ async def thing(req: Request) -> JSONResponse:
 
 @app.route("things/special", methods=["GET"])
 async def special(req: Request) -> Response:
-    """A literal beside a parameter: it wins."""
+    """A literal in the place of a parameter: it has precedence."""
     return Response("special")
 
 
@@ -112,17 +148,17 @@ async def raises(req: Request) -> Response:
 
 @app.route("nothing", methods=["GET"])
 async def nothing(req: Request) -> Response:
-    """A function that forgets to answer."""
+    """A function that returns no response."""
     return None  # type: ignore[return-value]
 
 
 @app.route("empty", methods=["GET", "DELETE"])
 async def empty(req: Request) -> Response:
-    """No content, no content type."""
+    """No content and no content type."""
     return Response(status_code=204)
 
 
 @app.route("dies", methods=["GET"])
 async def dies(req: Request) -> Response:
-    """Take the worker down."""
+    """End the worker."""
     os._exit(3)

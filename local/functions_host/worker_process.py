@@ -1,7 +1,10 @@
-"""The child of `local.functions_host`: the official worker library, driven over a socket instead of gRPC.
+"""The worker: Microsoft's official worker library, driven over a socket instead of gRPC. The host runs it as a script.
 
-The library asks its caller for protobuf messages; plain objects with the same members do. What goes over the control
-channel, one JSON object a line, is described at `_Worker`. stdout and stderr stay free for the app's own words.
+The library asks its caller for protobuf messages; plain objects with the same members do. `_Worker` describes what goes
+over the control channel, one JSON object a line. stdout and stderr stay free for the app's own output.
+
+As in Azure, the app runs on uvloop where that is installed, and every task is an `InvocationTask`. The environment
+variable `LOCAL_EVENT_LOOP=asyncio` asks for the standard library's event loop instead.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +24,30 @@ from typing import Any
 import azure_functions_runtime as runtime
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_CONTROL_LINE_BYTES = 16 * 1024 * 1024
+_LOOP_SETTING = "LOCAL_EVENT_LOOP"
+_INVOCATION_ID = "__azure_function_invocation_id__"  # the platform's own name for the attribute of a task
+
+
+class InvocationTask(asyncio.Task[Any]):
+    """A task with the id of the invocation that it belongs to, which it gets from the task that created it.
+
+    The platform's worker makes every task an instance of such a subclass (proxy_worker/dispatcher.py of
+    https://github.com/Azure/azure-functions-python-worker), so the app's tasks are none of the standard library's here
+    either.
+    """
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+        super().__init__(coro, loop=loop, **options)
+        invocation = getattr(asyncio.current_task(loop), _INVOCATION_ID, None)
+        if invocation is not None:
+            setattr(self, _INVOCATION_ID, invocation)
+
+
+def _create_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> InvocationTask:  # a task factory, as the event loop calls it
+    return InvocationTask(coro, loop=loop, **options)
 
 
 class _Message(SimpleNamespace):
@@ -59,7 +87,7 @@ _PROTOS = SimpleNamespace(
 
 
 class _Worker:
-    """Answers the host until the host goes away.
+    """Serves the host until the host's end of the control channel closes.
 
     To the host: `{"ready": {"uri", "functions": [{"id", "name", "bindings"}]}}` or `{"failed": text}` once, then
     `{"finished": id, "error": text or null}` for each invocation.
@@ -72,19 +100,22 @@ class _Worker:
         self.invocations: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        reader, self.writer = await asyncio.open_connection(sock=self.control, limit=16 * 1024 * 1024)
-        self.tell(await self.initialise())
+        asyncio.get_running_loop().set_task_factory(_create_task)
+        # Not open_connection: uvloop would treat the socket, which is a Unix one, as TCP.
+        reader, self.writer = await asyncio.open_unix_connection(sock=self.control, limit=_CONTROL_LINE_BYTES)
+        self.send(await self.initialise())
         while line := await reader.readline():
             task = asyncio.create_task(self.invoke(json.loads(line)))
             self.invocations.add(task)
             task.add_done_callback(self.invocations.discard)
-        # The host is gone: nothing is left to serve, and uvicorn's own shutdown would wait for open streams.
+        # The host has ended. uvicorn's own shutdown would wait for open streams, which no one reads any more.
         os._exit(0)
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         self.writer.write(json.dumps(message).encode() + b"\n")
 
     async def initialise(self) -> dict[str, Any]:
+        """Load and index the app; returns the first message to the host."""
         runtime.start_threadpool_executor()
         initialised = await runtime.worker_init_request(
             SimpleNamespace(
@@ -123,13 +154,14 @@ class _Worker:
 
     async def invoke(self, invocation: dict[str, Any]) -> None:
         """Call the function; its HTTP request arrives at the library's uvicorn under the same id."""
+        setattr(asyncio.current_task(), _INVOCATION_ID, invocation["id"])
         request = _Message(
             oneof="http",
             http=SimpleNamespace(
                 method="", url="", headers={}, query={}, params=invocation["route"], body=_Message(oneof=None)
             ),
         )
-        answer = await runtime.invocation_request(
+        response = await runtime.invocation_request(
             SimpleNamespace(
                 request=SimpleNamespace(
                     invocation_request=SimpleNamespace(
@@ -145,12 +177,12 @@ class _Worker:
                 )
             )
         )
-        failed = answer.result.status != _StatusResult.Success
-        self.tell({"finished": invocation["id"], "error": answer.result.exception.message if failed else None})
+        failed = response.result.status != _StatusResult.Success
+        self.send({"finished": invocation["id"], "error": response.result.exception.message if failed else None})
 
 
-class _LibraryChatter(logging.Filter):
-    """Keeps the library's running commentary out, as the Functions host's console does."""
+class _LibraryMessages(logging.Filter):
+    """Drops what the library logs below a warning, as the Functions host's console does."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.name.startswith("azure.functions") or record.levelno >= logging.WARNING
@@ -159,8 +191,19 @@ class _LibraryChatter(logging.Filter):
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(_LibraryChatter())
+    handler.addFilter(_LibraryMessages())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _set_event_loop_policy() -> None:
+    """Choose the event loop as the platform's worker does (proxy_worker/start_worker.py)."""
+    if os.environ.get(_LOOP_SETTING) == "asyncio":
+        return
+    try:
+        import uvloop
+    except ImportError:
+        return
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 def _die_with_the_host(host: int) -> None:
@@ -179,6 +222,7 @@ def main() -> None:
     options = parser.parse_args()
     _die_with_the_host(options.host)
     _log_to_stderr()
+    _set_event_loop_policy()
     sys.path.insert(0, str(options.script_root))
     control = socket.socket(fileno=options.control)
     asyncio.run(_Worker(control, options.script_root).run())

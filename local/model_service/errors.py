@@ -1,0 +1,92 @@
+"""Error responses, in the shapes of OpenAI and of Azure's gateway."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from local.model_service.encoding import Document, as_json
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    """A whole response with an error status: the body and headers beside the usual ones."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+    def as_response(self) -> web.Response:
+        """The HTTP response, with an id of its own."""
+        headers = {**self.headers, "Content-Type": self.content_type, "x-request-id": secrets.token_hex(16)}
+        return web.Response(body=self.body, status=self.status, headers=headers)
+
+
+def error_object(
+    code: str | None, message: str, *, kind: str | None = None, param: str | None = None, **members: Any
+) -> Document:
+    """OpenAI's error object; Azure's gateway leaves `type` and `param` out, and so does a call without them."""
+    document: Document = {"code": code, "message": message}
+    if kind is not None or param is not None:
+        document |= {"param": param, "type": kind}
+    return document | members
+
+
+def error_response(
+    status: int,
+    code: str | None,
+    message: str,
+    /,
+    *,
+    kind: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> ErrorResponse:
+    """A response with OpenAI's error object as its body."""
+    error = error_object(code, message, kind=kind, param=param, **members)
+    return ErrorResponse(status, as_json({"error": error}), headers or {})
+
+
+def invalid_request(code: str | None, message: str, param: str | None = None) -> ErrorResponse:
+    """A request that the service does not understand: 400."""
+    return error_response(400, code, message, kind="invalid_request_error", param=param)
+
+
+def deployment_not_found() -> ErrorResponse:
+    """No such deployment: 404."""
+    return error_response(
+        404,
+        "DeploymentNotFound",
+        "The API deployment for this resource does not exist. One made within the last 5 minutes may need a moment.",
+    )
+
+
+def wrong_key() -> ErrorResponse:
+    """The gateway's response to a key that is missing or wrong: 401."""
+    return error_response(
+        401,
+        "401",
+        "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a valid key for an "
+        "active subscription and use a correct regional API endpoint for your resource.",
+    )
+
+
+def wrong_token() -> ErrorResponse:
+    """The gateway's response to a token that is invalid or has expired: 401."""
+    return error_response(
+        401, "Unauthorized", "Access token is missing, invalid, audience is incorrect, or have expired."
+    )
+
+
+def role_missing() -> ErrorResponse:
+    """The response to an identity without the role, also for minutes after it was assigned: 401 PermissionDenied."""
+    return error_response(
+        401,
+        "PermissionDenied",
+        "The principal lacks the required data action "
+        "`Microsoft.CognitiveServices/accounts/OpenAI/deployments/chat/completions/action`.",
+    )

@@ -1,0 +1,78 @@
+"""Faults that replace the response by an error."""
+
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+from local.model_service.content_filter import prompt_filter_results
+from local.model_service.errors import ErrorResponse, error_response, invalid_request
+from local.model_service.faults.fault import Arguments
+
+type MakeError = Callable[[Arguments], ErrorResponse]
+
+
+def always(make: Callable[[], ErrorResponse]) -> MakeError:
+    """The same error whatever the arguments."""
+    return lambda _: make()
+
+
+def invalid_value(_: Arguments) -> ErrorResponse:
+    """400, a value that is not allowed."""
+    return invalid_request("invalid_value", "Invalid value.", "messages")
+
+
+def filtered_prompt(_: Arguments) -> ErrorResponse:
+    """400, the content filter stopped the prompt."""
+    return error_response(
+        400,
+        "content_filter",
+        "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+        param="prompt",
+        status=400,
+        innererror={
+            "code": "ResponsibleAIPolicyViolation",
+            "content_filter_result": prompt_filter_results(violence="medium"),
+        },
+    )
+
+
+def prompt_too_long(_: Arguments) -> ErrorResponse:
+    """400, the prompt is longer than the model's context."""
+    return invalid_request(
+        "context_length_exceeded",
+        "This model's maximum context length is 272000 tokens. However, your messages resulted in 300017 tokens. "
+        "Please reduce the length of the messages.",
+        "messages",
+    )
+
+
+def rate_limited(header: str | None, value: Callable[[float], str] = "{:g}".format) -> MakeError:
+    """429; `value` makes the header's value from the first argument."""
+
+    def make(arguments: Arguments) -> ErrorResponse:
+        headers = {header: value(arguments[0])} if header else {}
+        return error_response(
+            429, "RateLimitReached", "The token rate limit of this deployment is exceeded.", headers=headers
+        )
+
+    return make
+
+
+def http_date(seconds: float) -> str:
+    """The HTTP date in so many seconds from now."""
+    return formatdate(time.time() + seconds, usegmt=True)
+
+
+def status(number: int, code: str, message: str, header: str | None = None) -> MakeError:
+    """An error of Azure's gateway; the header's value is the first argument."""
+
+    def make(arguments: Arguments) -> ErrorResponse:
+        return error_response(number, code, message, headers={header: f"{arguments[0]:g}"} if header else {})
+
+    return make
+
+
+def html_page(number: int, title: str) -> ErrorResponse:
+    """A page of HTML in place of JSON, as a proxy sends one."""
+    body = f"<html><head><title>{title}</title></head>\r\n<body><center><h1>{title}</h1></center></body></html>\r\n"
+    return ErrorResponse(number, body.encode(), content_type="text/html")

@@ -1,0 +1,184 @@
+"""Faults that change the steps of a response: silence, an early end, wrong or unusual events."""
+
+from collections.abc import Callable, Iterable
+
+from local.model_service.faults.error_responses import html_page
+from local.model_service.faults.fault import Arguments, StepChange, Steps
+from local.model_service.reply import Reply
+from local.model_service.steps import Event, EventKind, Headers, Pause, Raw, Step, Token
+
+# A step to insert: fixed, or made by the wire. A pause gets its seconds from the fault's first argument.
+type Insertion = Step | Callable[[Reply], Event]
+
+MALFORMED = Event("odd", b'{"choices":[{"delta":{"content":"cut off mid')
+HTML_PAGE = Raw(html_page(200, "Sign in").body)
+PAUSE = Pause(0)
+
+
+def _made(insertions: Iterable[Insertion], reply: Reply, arguments: Arguments) -> Iterable[Step]:
+    for one in insertions:
+        if isinstance(one, Pause):
+            yield Pause(arguments[0])
+        else:
+            yield one(reply) if callable(one) else one
+
+
+def _is_end(step: Step) -> bool:
+    return isinstance(step, Event) and step.kind in ("finish", "done")
+
+
+def midway(*inserted: Insertion, end: bool = False) -> StepChange:
+    """Insert steps after as many tokens as the last argument says, or before the finish; `end`: no more follows.
+
+    A response in one document is interrupted in its middle.
+    """
+
+    def change(steps: Steps, reply: Reply, arguments: Arguments) -> Steps:
+        tokens, halves = 0, 0
+        waiting = True
+        for step in steps:
+            halves += isinstance(step, Raw)
+            enough = isinstance(step, Token) and tokens >= arguments[-1]
+            if waiting and (enough or halves == 2 or (isinstance(step, Event) and step.kind == "finish")):
+                waiting = False
+                yield from _made(inserted, reply, arguments)
+                if end:
+                    return
+            tokens += isinstance(step, Token)
+            yield step
+
+    return change
+
+
+def before(kind: type[Headers] | type[Token], *inserted: Insertion, end: bool = False) -> StepChange:
+    """Insert steps before the headers, or before the first token (in one document: before its first byte)."""
+
+    def change(steps: Steps, reply: Reply, arguments: Arguments) -> Steps:
+        waiting = True
+        for step in steps:
+            first = isinstance(step, kind) or (kind is Token and (isinstance(step, Raw) or _is_end(step)))
+            if waiting and first:
+                waiting = False
+                yield from _made(inserted, reply, arguments)
+                if end:
+                    return
+            yield step
+
+    return change
+
+
+def only(*steps: Insertion, done: bool = False) -> StepChange:
+    """The headers and these steps in place of the response's own; `done`: and what marks a stream's end."""
+
+    def change(_steps: Steps, reply: Reply, arguments: Arguments) -> Steps:
+        yield Headers()
+        yield from _made(steps, reply, arguments)
+        if done:
+            yield from reply.done_events
+
+    return change
+
+
+def without(*kinds: EventKind) -> StepChange:
+    """Leave events of these kinds out."""
+
+    def change(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+        return (step for step in steps if not (isinstance(step, Event) and step.kind in kinds))
+
+    return change
+
+
+def before_each_token(make: Callable[[Reply], Event]) -> StepChange:
+    """Insert an event before each token and before the end."""
+
+    def change(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+        for step in steps:
+            if isinstance(step, Token) or _is_end(step):
+                yield make(reply)
+            yield step
+
+    return change
+
+
+def error_event(reply: Reply) -> Event:
+    """The wire's error event."""
+    return reply.error_event()
+
+
+def text_event(text: str | None) -> Callable[[Reply], Event]:
+    """An event with this text."""
+    return lambda reply: reply.text_event(text)
+
+
+def raw_text_event(literal: bytes) -> Callable[[Reply], Event]:
+    """An event whose text is written as this JSON string literal."""
+    return lambda reply: reply.raw_text_event(literal)
+
+
+def stopped_by_filter(steps: Steps, reply: Reply, arguments: Arguments) -> Steps:
+    """The content filter stops the answer after as many tokens as the first argument says."""
+    # The steps are made one by one out of the reply, so that a change of it before the first one holds for all.
+    reply.stop_by_filter(int(arguments[0]))
+    return steps
+
+
+def asynchronous_filter(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+    """Content without filter results; these follow in events of their own, some tokens behind."""
+    reply.filter_each_token = False
+    checked = written = tokens = 0
+    for step in steps:
+        if _is_end(step) and checked < written:
+            yield reply.filter_event(checked, written)
+            checked = written
+        yield step
+        if isinstance(step, Token):
+            written += len(step.text)
+            tokens += 1
+            if tokens % 12 == 0:
+                yield reply.filter_event(checked, written)
+                checked = written
+
+
+def split_surrogates(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+    """Everything beyond ASCII escaped, and each surrogate pair divided between two tokens."""
+    reply.escape = True
+    for step in steps:
+        if isinstance(step, Token) and max(step.text, default="") > "\uffff":
+            units = step.text.encode("utf-16-le")
+            where = next(at for at in range(0, len(units), 2) if 0xD8 <= units[at + 1] < 0xDC) + 2
+            for half in (units[:where], units[where:]):
+                yield Token(half.decode("utf-16-le", "surrogatepass"), step.choice, step.tool)
+        else:
+            yield step
+
+
+def escaped(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+    """Everything beyond ASCII escaped."""
+    reply.escape = True
+    return steps
+
+
+def finish_twice(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    """The event with the reason of the end comes twice."""
+    for step in steps:
+        yield step
+        if isinstance(step, Event) and step.kind == "finish":
+            yield step
+
+
+def followed_by(make: Callable[[Reply], Event]) -> StepChange:
+    """Append an event to the response's own steps."""
+
+    def change(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+        yield from steps
+        yield make(reply)
+
+    return change
+
+
+def commented(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    """Comments and blank lines between the events."""
+    for step in steps:
+        if isinstance(step, Token | Event):
+            yield Raw(b': a comment, data: {"not":"data"}\n\n\n:\n')
+        yield step
