@@ -1,4 +1,4 @@
-"""The contract as an OpenAPI description, made of the same models that validate and the same catalogue that refuses.
+"""The HTTP contract as an OpenAPI description, generated from the request models and the problem catalogue.
 
 Served at `/openapi`: `/openapi.json` and `/docs` are claimed by the web framework inside the worker.
 """
@@ -11,7 +11,7 @@ import msgspec
 
 from relay import problems
 from relay.problems import PROBLEM_JSON
-from relay.prompt import Prompt
+from relay.wires.stream import StreamRequest
 
 _SCHEMAS: Final = "#/components/schemas/"
 
@@ -84,10 +84,10 @@ _ANSWER: Final[dict[str, Any]] = {
 
 _CHAT: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "OpenAI's request; what is not named here goes to the model as it is.",
+    "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
     "required": ["messages"],
     "properties": {
-        "messages": {"description": "judged by the model service"},
+        "messages": {"description": "validated by the model service"},
         "model": {"type": ["string", "null"], "minLength": 1},
         "stream": {"type": ["boolean", "null"]},
         "stream_options": {"type": ["object", "null"]},
@@ -102,13 +102,13 @@ _REQUEST_ID: Final[dict[str, Any]] = {"X-Request-Id": {"schema": {"type": "strin
 @cache
 def document() -> bytes:
     """The description, as JSON (OpenAPI 3.1)."""
-    prompt = Prompt.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    request = StreamRequest.model_json_schema(ref_template=_SCHEMAS + "{model}")
     schemas: dict[str, Any] = {
-        **prompt.pop("$defs"),
-        "Prompt": prompt,
+        **request.pop("$defs"),
+        "StreamRequest": request,
         "Answer": _ANSWER,
         "Problem": _PROBLEM,
-        "Chat": _CHAT,
+        "ChatCompletionRequest": _CHAT,
         "OpenAIError": _OPENAI_ERROR,
     }
     text = {"schema": {"type": "string"}}
@@ -126,20 +126,26 @@ def document() -> bytes:
             "info": {
                 "title": "A streaming front door to Azure OpenAI",
                 "version": "1.0.0",
-                "description": "A prompt in, the answer out as it is generated.",
+                "description": "Streams the answers of Azure OpenAI as they are generated.",
             },
             "paths": {
                 "/stream": {
                     "post": _operation(
-                        "stream", "A prompt in, the answer out as it is generated", stream, "Problem", body="Prompt"
+                        "stream", "Answer a prompt, as a stream", stream, "Problem", body="StreamRequest"
                     )
                 },
                 "/v1/chat/completions": {
                     "post": _operation(
-                        "chat_completions", "OpenAI's wire, for any OpenAI client", openai_stream, "OpenAIError", "Chat"
+                        "chat_completions",
+                        "OpenAI's API, for any OpenAI client",
+                        openai_stream,
+                        "OpenAIError",
+                        "ChatCompletionRequest",
                     )
                 },
-                "/v1/models": {"get": _operation("models", "The models that callers may name", _json(), "OpenAIError")},
+                "/v1/models": {
+                    "get": _operation("models", "List the models that callers may name", _json(), "OpenAIError")
+                },
                 "/ready": {"get": _ready()},
                 "/health": {"get": _open("health", "The process is up", _json())},
                 "/chat": {"get": _open("chat", "A chat page", {"text/html": text})},
@@ -164,7 +170,7 @@ def _json() -> dict[str, Any]:
 
 
 def _operation(name: str, summary: str, content: dict[str, Any], error: str, body: str | None = None) -> dict[str, Any]:
-    """An operation that wants a key; one with a body can fail in every way of the catalogue."""
+    """An operation that requires a key; one with a body can fail with every problem of the catalogue."""
     media_type = PROBLEM_JSON if error == "Problem" else "application/json"
     responses: dict[str, Any] = {
         "200": {"description": "OK", "headers": _REQUEST_ID, "content": content},
@@ -191,18 +197,18 @@ def _operation(name: str, summary: str, content: dict[str, Any], error: str, bod
 
 
 def _description(status: HTTPStatus) -> str:
-    """What the catalogue has under this status."""
+    """The problems of the catalogue with this status."""
     return "; ".join(f"{it.code}: {it.title}" for it in problems.CATALOGUE if it.status == status)
 
 
 def _ready() -> dict[str, Any]:
-    operation = _operation("ready", "Whether the app can do its work, and the mend", _json(), "Problem")
+    operation = _operation("ready", "Whether the app can serve, and the remedy where it can't", _json(), "Problem")
     operation["responses"]["503"]["content"]["application/json"] = {"schema": {"type": "object"}}
     return operation
 
 
 def _open(name: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:
-    """An operation that wants no key and does not fail."""
+    """An operation that requires no key and does not fail."""
     return {
         "operationId": name,
         "summary": summary,

@@ -1,6 +1,7 @@
-"""Every way to fail: its code, its status, its title; as `application/problem+json` and as OpenAI's error.
+"""The catalogue of problems: every failure that a caller can see, with its code, status and title.
 
-A problem is a value. It holds nothing that a caller must not see: no text of an exception, no address, no key.
+A problem is a value that can be written as `application/problem+json` (RFC 9457) or as OpenAI's error object. It holds
+nothing that a caller must not see: no exception text, no address, no key.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,10 @@ import msgspec
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-# The `type` of OpenAI's errors, by status; what is not here is the server's fault.
+# nginx's status for a client that disconnected before there was a response, the one that dashboards know.
+CLIENT_CLOSED_REQUEST: Final = 499
+
+# The `type` of OpenAI's error object by HTTP status; for all others it is "server_error".
 _OPENAI_TYPES: Final = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
     HTTPStatus.NOT_FOUND: "invalid_request_error",
@@ -23,7 +27,7 @@ _OPENAI_TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field of the request (or one app setting), and the mend."""
+    """What is wrong with one field of the request (or one app setting), and how to correct it."""
 
     field: str
     message: str
@@ -33,9 +37,9 @@ class FieldError:
 class Problem:
     """A failure as a caller sees it (RFC 9457).
 
-    `retry_after` is in whole seconds. `content_filter` maps each category that the filter objected to, to what it said
-    of it. `said` is the model service's own error object of a request that it finds at fault: it speaks of what the
-    caller sent, and callers of the OpenAI wire get it.
+    `retry_after` is in whole seconds. `content_filter` maps each category that the filter acted on to its result.
+    `upstream_error` is the model service's own error object where it describes what the caller sent; callers of the
+    OpenAI API get its message.
     """
 
     code: str
@@ -45,23 +49,27 @@ class Problem:
     errors: tuple[FieldError, ...] = ()
     retry_after: int | None = None
     content_filter: dict[str, Any] | None = None
-    said: dict[str, Any] | None = None
+    upstream_error: dict[str, Any] | None = None
 
-    def because(self, detail: str) -> Self:
-        """The same problem, told more exactly."""
+    def with_detail(self, detail: str) -> Self:
+        """The same problem with a more specific detail."""
         return replace(self, detail=detail)
 
-    def at(self, *errors: FieldError) -> Self:
-        """The same problem, naming the fields."""
+    def with_errors(self, *errors: FieldError) -> Self:
+        """The same problem, naming the fields at fault."""
         return replace(self, errors=errors)
 
-    def after(self, seconds: int | None) -> Self:
+    def with_retry_after(self, seconds: int | None) -> Self:
         """The same problem, with the time after which another try makes sense."""
         return replace(self, retry_after=seconds)
 
-    def filtered(self, categories: dict[str, Any]) -> Self:
-        """The same problem, with what the content filter objected to."""
+    def with_content_filter(self, categories: dict[str, Any]) -> Self:
+        """The same problem, with the categories that the content filter acted on."""
         return replace(self, content_filter=categories)
+
+    def with_upstream_error(self, error: dict[str, Any]) -> Self:
+        """The same problem, with the model service's own error object."""
+        return replace(self, upstream_error=error)
 
     def members(self, request_id: str) -> dict[str, Any]:
         """The members of the problem document, those that do not apply left out (RFC 9457, section 3.1)."""
@@ -86,14 +94,14 @@ class Problem:
         return msgspec.json.encode(self.members(request_id)) + b"\n"
 
     def openai_document(self, request_id: str) -> bytes:
-        """The same failure as OpenAI's error object on one line, so that its clients raise what their users know."""
-        said = self.said or {}
-        message = said.get("message")
+        """The same failure as OpenAI's error object on one line, so that its clients raise their usual exceptions."""
+        upstream = self.upstream_error or {}
+        message = upstream.get("message")
         error: dict[str, Any] = {
             "message": message if isinstance(message, str) and message else self._sentence(),
-            "type": said.get("type") or _OPENAI_TYPES.get(self.status, "server_error"),
-            "param": said.get("param") or (self.errors[0].field if self.errors else None),
-            "code": said.get("code") or self.code,
+            "type": upstream.get("type") or _OPENAI_TYPES.get(self.status, "server_error"),
+            "param": upstream.get("param") or (self.errors[0].field if self.errors else None),
+            "code": upstream.get("code") or self.code,
         }
         if self.content_filter is not None:
             error["innererror"] = {
@@ -107,97 +115,93 @@ class Problem:
         return f"{self.title}. {fields or self.detail}"
 
 
-def _problem(code: str, status: HTTPStatus, title: str, detail: str) -> Problem:
-    return Problem(code, status, title, detail)
-
-
-INVALID_JSON: Final = _problem(
+INVALID_JSON: Final = Problem(
     "invalid_json",
     HTTPStatus.BAD_REQUEST,
     "The body is not JSON",
     'Send one JSON object in UTF-8, for example {"input": "write a haiku"}.',
 )
-INVALID_REQUEST: Final = _problem(
+INVALID_REQUEST: Final = Problem(
     "invalid_request",
     HTTPStatus.BAD_REQUEST,
     "The request has a field that is missing, unknown or out of range",
-    "Correct the fields named under errors and send the request again.",
+    "Correct the fields that are named and send the request again.",
 )
-CONTENT_FILTER: Final = _problem(
+CONTENT_FILTER: Final = Problem(
     "content_filter",
     HTTPStatus.BAD_REQUEST,
     "The content filter refused the prompt",
-    "Azure's content filter refused the prompt; content_filter names the categories. Change the prompt.",
+    "Azure's content filter refused the prompt. Rephrase it and send it again.",
 )
-CONTEXT_LENGTH_EXCEEDED: Final = _problem(
+CONTEXT_LENGTH_EXCEEDED: Final = Problem(
     "context_length_exceeded",
     HTTPStatus.BAD_REQUEST,
     "The prompt does not fit the model",
     "The conversation and the answer together are longer than the model's context: shorten the input or lower "
     "the output limit.",
 )
-MODEL_NOT_FOUND: Final = _problem(
+MODEL_NOT_FOUND: Final = Problem(
     "model_not_found",
     HTTPStatus.NOT_FOUND,
     "There is no such model here",
-    "Leave model out for the default one, or name one that GET /v1/models lists.",
+    "Leave the model out to use the default one, or choose one from the list of GET /v1/models.",
 )
-BODY_TOO_LARGE: Final = _problem(
+BODY_TOO_LARGE: Final = Problem(
     "body_too_large",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "The body is too large",
     "Shorten the input.",
 )
-UNSUPPORTED_MEDIA_TYPE: Final = _problem(
+UNSUPPORTED_MEDIA_TYPE: Final = Problem(
     "unsupported_media_type",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "The body must be JSON",
     "Send the body as JSON with the header Content-Type: application/json.",
 )
-RATE_LIMITED: Final = _problem(
+RATE_LIMITED: Final = Problem(
     "rate_limited",
     HTTPStatus.TOO_MANY_REQUESTS,
     "The model is busy",
-    "Every deployment of this model refuses for now. Wait before you try again: retry_after seconds, where given.",
+    "The model takes no more requests for now. Wait a moment and try again.",
 )
-INTERNAL_ERROR: Final = _problem(
+INTERNAL_ERROR: Final = Problem(
     "internal_error",
     HTTPStatus.INTERNAL_SERVER_ERROR,
     "The app failed",
-    "This is a fault of the app. Its log has the particulars under the same request_id.",
+    "The app has a fault. Try again; if it lasts, give the request id to whoever operates the app.",
 )
-UPSTREAM_ERROR: Final = _problem(
+UPSTREAM_ERROR: Final = Problem(
     "upstream_error",
     HTTPStatus.BAD_GATEWAY,
     "The model service failed",
-    "The model service failed or sent something that is no answer. Try again; if it lasts, GET /ready says more.",
+    "The model service failed or sent something that is not an answer. Try again; if it lasts, GET /ready says more.",
 )
-UPSTREAM_AUTH: Final = _problem(
+UPSTREAM_AUTH: Final = Problem(
     "upstream_auth",
     HTTPStatus.BAD_GATEWAY,
     "The model service does not accept this app",
     "The app could not sign in to the model service. After a deployment a role takes some minutes to become "
-    "effective; GET /ready says what is missing.",
+    "effective; GET /ready names what is missing.",
 )
-UPSTREAM_INTERRUPTED: Final = _problem(
+UPSTREAM_INTERRUPTED: Final = Problem(
     "upstream_interrupted",
     HTTPStatus.BAD_GATEWAY,
     "The answer was cut off",
-    "The model service broke the answer off before its end. What arrived is not complete. Try again.",
+    "The connection to the model service broke before the end of the answer, so the text is incomplete. Try again.",
 )
-NOT_CONFIGURED: Final = _problem(
+NOT_CONFIGURED: Final = Problem(
     "not_configured",
     HTTPStatus.SERVICE_UNAVAILABLE,
     "The app is not configured",
-    "An app setting is missing or wrong. errors names it and says how to correct it; GET /ready says more.",
+    "An app setting is missing or wrong. Whoever operates the app finds it, and how to correct it, at GET /ready.",
 )
-UPSTREAM_TIMEOUT: Final = _problem(
+UPSTREAM_TIMEOUT: Final = Problem(
     "upstream_timeout",
     HTTPStatus.GATEWAY_TIMEOUT,
     "The model did not answer in time",
     "The model service was silent for too long. Try again.",
 )
-DEADLINE_EXCEEDED: Final = _problem(
+DEADLINE_EXCEEDED: Final = Problem(
     "deadline_exceeded",
     HTTPStatus.GATEWAY_TIMEOUT,
     "The answer took too long",

@@ -1,4 +1,4 @@
-"""Whether the app can do its work: for each deployment the token, the role, the deployment, an answer; and the mend."""
+"""`GET /ready`: whether the app can serve. For each backend: token, role, deployment, an answer; and the remedy."""
 
 import asyncio
 import time
@@ -7,8 +7,6 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.answer import Refusal
-from relay.backends import Backend, Backends
 from relay.problems import (
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
@@ -20,22 +18,24 @@ from relay.problems import (
     Problem,
 )
 from relay.settings import Identity, Settings
+from relay.upstream.failures import Refusal
+from relay.upstream.pool import Backend, BackendPool
+from relay.upstream.request import UpstreamRequest
+from relay.wires.chat_completions import UPSTREAM_PATH
 
-_KEPT: Final = 10.0  # seconds that a finding is kept: a probe every second costs no more than one in ten
-_LONGEST: Final = 15.0  # seconds that one deployment is given to answer
+_CACHE_SECONDS: Final = 10.0  # however often it is called, the model service is probed no more often than this
+_PROBE_TIMEOUT: Final = 15.0  # seconds that one backend is given to answer
 
 # A conversation without a message: the model service checks the token, the role and the deployment, and refuses it
 # before a token is generated.
-_NOTHING: Final[dict[str, Any]] = {"messages": [], "max_completion_tokens": 1}
-
-
+_PROBE: Final = UpstreamRequest(UPSTREAM_PATH, {"messages": [], "max_completion_tokens": 1}, stream=False)
 _NO_CHAT: Final = "OperationNotSupported"  # Azure's code for a deployment of a model that has no chat completions
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How one deployment does: what holds (`token`, `role`, `deployment`, `answers`; None: not known, because of what
-    is wrong before it), and what is wrong, with the mend."""
+    """The state of one backend: the checks that passed (`token`, `role`, `deployment`, `answers`; None: unknown, as an
+    earlier one failed), the code of what is wrong, and the remedy."""
 
     backend: str
     model: str
@@ -44,7 +44,7 @@ class Finding:
     deployment: bool | None
     answers: bool | None
     code: str | None = None
-    mend: str | None = None
+    remedy: str | None = None
 
     def members(self) -> dict[str, Any]:
         """As JSON members."""
@@ -60,28 +60,28 @@ class Finding:
             },
         }
         if self.code is not None:
-            members |= {"code": self.code, "mend": self.mend}
+            members |= {"code": self.code, "remedy": self.remedy}
         return members
 
 
 class Readiness:
-    """What `GET /ready` answers. Asked often, it asks the model service rarely, and never twice at once."""
+    """The document of `GET /ready`, cached, so that the model service is probed rarely and never twice at once."""
 
-    def __init__(self, backends: Backends) -> None:
-        self._backends = backends
-        self._asked_at = -_KEPT
-        self._asking: asyncio.Task[list[Finding]] | None = None
+    def __init__(self, pool: BackendPool) -> None:
+        self._pool = pool
+        self._probed_at = -_CACHE_SECONDS
+        self._probing: asyncio.Task[list[Finding]] | None = None
         self._findings: list[Finding] = []
 
     async def document(self) -> tuple[int, bytes]:
-        """The status, 200 when every model has a deployment that answers and otherwise 503, and the document."""
-        if time.monotonic() - self._asked_at >= _KEPT:
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask())
-            # Shielded: a prober that leaves takes nothing from the others.
-            await asyncio.shield(self._asking)
+        """The status, 200 when every model has a backend that answers and otherwise 503, and the document."""
+        if time.monotonic() - self._probed_at >= _CACHE_SECONDS:
+            if self._probing is None:
+                self._probing = asyncio.create_task(self._probe_all())
+            # Shielded: a client that disconnects does not cancel the probe that others wait for.
+            await asyncio.shield(self._probing)
         serving = {finding.model for finding in self._findings if finding.code is None}
-        ready = serving.issuperset(self._backends.models)
+        ready = serving.issuperset(self._pool.models)
         status = "ready" if all(finding.code is None for finding in self._findings) else "degraded"
         return (200 if ready else 503), msgspec.json.encode(
             {
@@ -90,26 +90,26 @@ class Readiness:
             }
         ) + b"\n"
 
-    async def _ask(self) -> list[Finding]:
+    async def _probe_all(self) -> list[Finding]:
         try:
-            await self._backends.connect()
-            self._findings = await asyncio.gather(*(self._try(backend) for backend in self._backends.all()))
-            self._asked_at = time.monotonic()
+            await self._pool.connect()
+            self._findings = await asyncio.gather(*(self._probe(backend) for backend in self._pool.all()))
+            self._probed_at = time.monotonic()
         finally:
-            self._asking = None
+            self._probing = None
         return self._findings
 
-    async def _try(self, backend: Backend) -> Finding:
+    async def _probe(self, backend: Backend) -> Finding:
         try:
-            async with asyncio.timeout(_LONGEST):
-                opened = await backend.open(_NOTHING, "ready")
+            async with asyncio.timeout(_PROBE_TIMEOUT):
+                opened = await backend.open(_PROBE, "ready")
         except TimeoutError:
-            opened = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_LONGEST:g} s")
+            opened = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_PROBE_TIMEOUT:g} s")
         if not isinstance(opened, Refusal):
-            opened.close()  # a server that finds nothing wrong with an empty conversation
+            opened.close()  # a server that accepts an empty conversation
             return self._finding(backend)
-        if opened.status in (400, 422) and (opened.problem.said or {}).get("code") != _NO_CHAT:
-            return self._finding(backend)  # refused for its emptiness, and for nothing before that
+        if opened.status in (400, 422) and (opened.problem.upstream_error or {}).get("code") != _NO_CHAT:
+            return self._finding(backend)  # refused for its emptiness, after all else was checked
         return self._finding(backend, opened)
 
     def _finding(self, backend: Backend, refusal: Refusal | None = None) -> Finding:
@@ -117,28 +117,28 @@ class Readiness:
         if refusal is None:
             return Finding(name, model, token=True, role=True, deployment=True, answers=True)
         problem, status = refusal.problem, refusal.status
-        code, mend = problem.code, _mend(problem, refusal, backend, self._backends.settings)
+        code, remedy = problem.code, _remedy(problem, refusal, backend, self._pool.settings)
         if code == UPSTREAM_AUTH.code and status is None:
-            return Finding(name, model, False, None, None, None, code, mend)
+            return Finding(name, model, False, None, None, None, code, remedy)
         if code == UPSTREAM_AUTH.code:
-            return Finding(name, model, True, False, None, None, code, mend)
+            return Finding(name, model, True, False, None, None, code, remedy)
         if code in (MODEL_NOT_FOUND.code, NOT_CONFIGURED.code, INVALID_REQUEST.code):
-            return Finding(name, model, True, True, False, None, code, mend)
+            return Finding(name, model, True, True, False, None, code, remedy)
         if status is None:
-            # Nothing came back, so nothing is known but that a token, where one is needed, was there.
-            return Finding(name, model, True, None, None, False, code, mend)
-        return Finding(name, model, True, True, True, False, code, mend)
+            # Nothing came back: all that is known is that there was a token, where one is needed.
+            return Finding(name, model, True, None, None, False, code, remedy)
+        return Finding(name, model, True, True, True, False, code, remedy)
 
 
-def _mend(problem: Problem, refusal: Refusal, backend: Backend, settings: Settings) -> str:
+def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Settings) -> str:
     deployment, identity = backend.settings.deployment, settings.identity
     match problem.code:
         case UPSTREAM_AUTH.code if refusal.status is None:
-            return _sign_in(identity)
+            return _sign_in_remedy(identity)
         case UPSTREAM_AUTH.code if identity is None and settings.api_key is None:
             return (
-                "The model service wants a key: set the app setting AZURE_OPENAI_API_KEY, or AZURE_OPENAI_TOKEN_SCOPE "
-                "if it takes Entra tokens."
+                "The model service requires a key: set the app setting AZURE_OPENAI_API_KEY, or "
+                "AZURE_OPENAI_TOKEN_SCOPE if it takes Entra tokens."
             )
         case UPSTREAM_AUTH.code if identity is None:
             return (
@@ -186,7 +186,7 @@ def _mend(problem: Problem, refusal: Refusal, backend: Backend, settings: Settin
             return "The model service fails. If this lasts, look at Azure's service health for the account's region."
 
 
-def _sign_in(identity: Identity | None) -> str:
+def _sign_in_remedy(identity: Identity | None) -> str:
     if identity is not None and identity.kind == "managed":
         client = identity.client_id or "(not set: the system-assigned one)"
         return (

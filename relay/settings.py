@@ -1,6 +1,6 @@
 """The app settings, read once into one frozen object; nothing else in the app reads the environment.
 
-Every complaint names the setting and says how to mend it, and never quotes a value that could hold a secret.
+Every error names the setting and the remedy, and never quotes a value that could hold a secret.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ import msgspec
 
 AZURE_TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"  # noqa: S105 (a scope's name, not a secret)
 
-# Hosts that belong to Azure: only these are handed this app's Entra token without being told to.
+# Azure's own hosts: only these are sent this app's Entra token unless a setting says otherwise.
 AZURE_HOSTS: Final = (
     ".openai.azure.com",
     ".cognitiveservices.azure.com",
@@ -28,27 +28,27 @@ AZURE_HOSTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
-    """What is wrong with one setting, and the mend, in a sentence an operator can act on."""
+class SettingError:
+    """What is wrong with one setting, and the remedy, in a sentence that an operator can act on."""
 
     setting: str
     message: str
 
 
 class SettingsError(ValueError):
-    """At least one setting is missing or wrong; `complaints` names each."""
+    """At least one setting is missing or wrong; `errors` names each."""
 
-    def __init__(self, complaints: tuple[Complaint, ...]) -> None:
-        super().__init__("; ".join(f"{complaint.setting}: {complaint.message}" for complaint in complaints))
-        self.complaints = complaints
+    def __init__(self, errors: tuple[SettingError, ...]) -> None:
+        super().__init__("; ".join(f"{error.setting}: {error.message}" for error in errors))
+        self.errors = errors
 
 
 @dataclass(frozen=True, slots=True)
 class BackendSettings:
     """One model deployment on one account.
 
-    `endpoint` ends in a slash and is the base of OpenAI's wire (`…/openai/v1/`); `model` is the name that callers use;
-    a lower `priority` is tried first.
+    `endpoint` ends in a slash and is the base address of the OpenAI API (`…/openai/v1/`); `model` is the name that
+    callers use; a lower `priority` is tried first.
     """
 
     name: str
@@ -60,7 +60,7 @@ class BackendSettings:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """How the app proves who it is to the model service.
+    """The Entra identity that the app signs in to the model service with.
 
     `managed`: the managed identity of the Function App; `developer`: the sign-in of `az` or `azd`.
     """
@@ -72,7 +72,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the relay can be told from outside. Times are in seconds, sizes in bytes.
+    """The app's settings. Times are in seconds, sizes in bytes.
 
     `failover_after`: how long a deployment may be silent before its answer's headers until the next one is asked; None:
     until the silence timeout ends the stream.
@@ -97,36 +97,36 @@ class Settings:
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings out of `environ`; raise `SettingsError` with every complaint at once."""
-        reading = _Reading(environ)
-        backends = reading.backends()
+        """Read the settings out of `environ`; raises `SettingsError` with every error at once."""
+        parser = _Parser(environ)
+        backends = parser.backends()
         settings = cls(
             backends=backends,
-            api_key=reading.key("AZURE_OPENAI_API_KEY"),
-            identity=reading.identity(backends),
-            commit_wait=reading.seconds("COMMIT_WAIT_SECONDS", cls.commit_wait, least=0, most=60),
-            ping_interval=reading.seconds("PING_INTERVAL_SECONDS", cls.ping_interval, least=0.05, most=200),
-            stream_deadline=reading.seconds("STREAM_DEADLINE_SECONDS", cls.stream_deadline, least=0.1, most=1500),
-            upstream_connect_timeout=reading.seconds(
+            api_key=parser.key("AZURE_OPENAI_API_KEY"),
+            identity=parser.identity(backends),
+            commit_wait=parser.seconds("COMMIT_WAIT_SECONDS", cls.commit_wait, least=0, most=60),
+            ping_interval=parser.seconds("PING_INTERVAL_SECONDS", cls.ping_interval, least=0.05, most=200),
+            stream_deadline=parser.seconds("STREAM_DEADLINE_SECONDS", cls.stream_deadline, least=0.1, most=1500),
+            upstream_connect_timeout=parser.seconds(
                 "UPSTREAM_CONNECT_TIMEOUT_SECONDS", cls.upstream_connect_timeout, least=0.1, most=60
             ),
-            upstream_silence_timeout=reading.seconds(
+            upstream_silence_timeout=parser.seconds(
                 "UPSTREAM_SILENCE_TIMEOUT_SECONDS", cls.upstream_silence_timeout, least=0.1, most=3600
             ),
-            failover_after=reading.seconds("FAILOVER_AFTER_SECONDS", None, least=0.1, most=3600),
-            max_body_bytes=reading.whole("MAX_BODY_BYTES", cls.max_body_bytes, least=1, most=100 * 1024 * 1024),
-            max_output_tokens=reading.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
+            failover_after=parser.seconds("FAILOVER_AFTER_SECONDS", None, least=0.1, most=3600),
+            max_body_bytes=parser.whole("MAX_BODY_BYTES", cls.max_body_bytes, least=1, most=100 * 1024 * 1024),
+            max_output_tokens=parser.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
         )
-        if reading.complaints:
-            raise SettingsError(tuple(reading.complaints))
+        if parser.errors:
+            raise SettingsError(tuple(parser.errors))
         return settings
 
 
 def auth_level(environ: Mapping[str, str]) -> Literal["FUNCTION", "ANONYMOUS"]:
-    """Whether the routes that cost something want a function key.
+    """Whether the routes that cost something require a function key.
 
-    `HTTP_AUTH_LEVEL=anonymous` is for an app behind another lock, such as App Service's Entra ID sign-in, which has
-    then turned away everyone without a token. Whatever else it says, a key is wanted.
+    `HTTP_AUTH_LEVEL=anonymous` is for an app behind other access control, such as App Service's Entra ID sign-in, which
+    rejects everyone without a token. With any other value a key is required.
     """
     return "ANONYMOUS" if environ.get("HTTP_AUTH_LEVEL", "").strip().lower() == "anonymous" else "FUNCTION"
 
@@ -141,12 +141,12 @@ class _BackendEntry(msgspec.Struct, forbid_unknown_fields=True):
     priority: int = 1
 
 
-class _Reading:
-    """One pass over the environment, collecting complaints instead of stopping at the first."""
+class _Parser:
+    """Parses the environment and collects errors instead of stopping at the first."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
-        self.complaints: list[Complaint] = []
+        self.errors: list[SettingError] = []
 
     def text(self, setting: str) -> str:
         return self.environ.get(setting, "").strip()
@@ -154,11 +154,11 @@ class _Reading:
     def key(self, setting: str) -> str | None:
         key = self.text(setting)
         if key and not _KEY.fullmatch(key):
-            self.complain(setting, "must be a key as the portal shows it: letters, digits and signs, without spaces.")
+            self.add_error(setting, "must be a key as the portal shows it: letters, digits and signs, without spaces.")
         return key or None
 
-    def complain(self, setting: str, message: str) -> None:
-        self.complaints.append(Complaint(setting, message))
+    def add_error(self, setting: str, message: str) -> None:
+        self.errors.append(SettingError(setting, message))
 
     def seconds[T: (float, float | None)](self, setting: str, default: T, *, least: float, most: float) -> float | T:
         text = self.text(setting)
@@ -170,7 +170,7 @@ class _Reading:
             value = math.nan
         if not least <= value <= most:
             example = 10.0 if default is None else default
-            self.complain(setting, f"must be a number of seconds from {least:g} to {most:g}, for example {example:g}.")
+            self.add_error(setting, f"must be a number of seconds from {least:g} to {most:g}, for example {example:g}.")
             return default
         return value
 
@@ -180,7 +180,7 @@ class _Reading:
             return default
         value = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
         if not least <= value <= most:
-            self.complain(setting, f"must be a whole number from {least} to {most}, for example {default}.")
+            self.add_error(setting, f"must be a whole number from {least} to {most}, for example {default}.")
             return default
         return value
 
@@ -189,16 +189,16 @@ class _Reading:
         if several:
             for setting in ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_DEPLOYMENTS"):
                 if self.text(setting):
-                    self.complain(setting, "remove it: AZURE_OPENAI_BACKENDS is set and names every deployment.")
+                    self.add_error(setting, "remove it: AZURE_OPENAI_BACKENDS is set and names every deployment.")
             return self._backends_from_list(several)
         endpoint = self._endpoint("AZURE_OPENAI_ENDPOINT", self.text("AZURE_OPENAI_ENDPOINT"))
         setting = "AZURE_OPENAI_DEPLOYMENTS"
         example = "for example gpt-5.4-mini (several: separated by commas, the default one first)."
         deployments = tuple(name.strip() for name in self.text(setting).split(",") if name.strip())
         if not deployments:
-            self.complain(setting, f"set it to the name of a model deployment, {example}")
+            self.add_error(setting, f"set it to the name of a model deployment, {example}")
         elif not all(map(_NAME.fullmatch, deployments)):
-            self.complain(setting, f"must be names without spaces and quotation marks, {example}")
+            self.add_error(setting, f"must be names without spaces and quotation marks, {example}")
         if endpoint is None:
             return ()
         return tuple(BackendSettings(name, endpoint, name, name) for name in dict.fromkeys(deployments))
@@ -209,7 +209,7 @@ class _Reading:
             entries = msgspec.json.decode(text, type=list[_BackendEntry])
         except (msgspec.DecodeError, UnicodeError) as error:
             where = f" ({error})" if isinstance(error, msgspec.ValidationError) else ""
-            self.complain(
+            self.add_error(
                 setting,
                 'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, '
                 f'each with "model", "name" and "priority" if wanted{where}.',
@@ -223,32 +223,32 @@ class _Reading:
             model = (entry.model or "").strip() or deployment
             for member, name in (("deployment", deployment), ("model", model)):
                 if not _NAME.fullmatch(name):
-                    self.complain(
+                    self.add_error(
                         f"{setting}[{position}].{member}", "must be a name without spaces, commas and quotation marks."
                     )
             if not 0 <= entry.priority <= 1000:
-                self.complain(f"{setting}[{position}].priority", "must be from 0 to 1000; the lowest is tried first.")
+                self.add_error(f"{setting}[{position}].priority", "must be from 0 to 1000; the lowest is tried first.")
             if endpoint is None:
                 continue
             host = urlsplit(endpoint).hostname or ""
             name = (entry.name or "").strip() or f"{host.split('.')[0]}/{deployment}"
             if not _NAME.fullmatch(name):
-                self.complain(
+                self.add_error(
                     f"{setting}[{position}].name", "must be a name without spaces, commas and quotation marks."
                 )
             if name in names:
-                self.complain(f"{setting}[{position}].name", "is there twice; give each backend a name of its own.")
+                self.add_error(f"{setting}[{position}].name", "is there twice; give each backend a name of its own.")
             names.add(name)
             backends.append(BackendSettings(name, endpoint, deployment, model, entry.priority))
         if not entries:
-            self.complain(setting, "must name at least one deployment.")
+            self.add_error(setting, "must name at least one deployment.")
         return tuple(backends)
 
     def _endpoint(self, setting: str, text: str) -> str | None:
-        """The base of OpenAI's wire: a bare account address gets `/openai/v1/`, anything else must end in `/v1`."""
+        """The API's base address: the bare address of an account gets `/openai/v1/`, any other must end in `/v1`."""
         example = "for example https://NAME.openai.azure.com/ (or any server's /v1 address)."
         if not text:
-            self.complain(setting, f"set it to the address of the model service, {example}")
+            self.add_error(setting, f"set it to the address of the model service, {example}")
             return None
         try:
             parts = urlsplit(text)
@@ -256,27 +256,27 @@ class _Reading:
         except ValueError:
             parts, port = urlsplit(""), None
         if parts.query or parts.fragment or parts.username or parts.password:
-            self.complain(setting, f"must be an address without a query, a fragment or a password, {example}")
+            self.add_error(setting, f"must be an address without a query, a fragment or a password, {example}")
             return None
         host = parts.hostname or ""
         if "[" in parts.netloc and ":" not in host:
             host = ""  # brackets are for IPv6 addresses
         if parts.scheme not in ("http", "https") or not _is_host(host) or port == 0 or not _PATH.fullmatch(parts.path):
-            self.complain(setting, f"must be an http or https address, {example}")
+            self.add_error(setting, f"must be an http or https address, {example}")
             return None
         path = parts.path.rstrip("/")
         if path in ("", "/openai"):
             path = "/openai/v1"
         if not path.endswith("/v1"):
-            self.complain(setting, f"its path must end in /v1, {example}")
+            self.add_error(setting, f"its path must end in /v1, {example}")
             return None
         return f"{parts.scheme}://{parts.netloc}{path}/"
 
     def identity(self, backends: tuple[BackendSettings, ...]) -> Identity | None:
-        """A key, where one is set, is used instead; a server that is not Azure's gets no token unless told so."""
+        """None where a key is set; a server that is not Azure's gets no token unless a scope is set."""
         scope = self.text("AZURE_OPENAI_TOKEN_SCOPE")
         if scope and not re.fullmatch(r"[^\s/]+://\S+|[0-9a-fA-F-]{36}/\S+", scope):
-            self.complain("AZURE_OPENAI_TOKEN_SCOPE", f"must be a token scope, for example {AZURE_TOKEN_SCOPE}.")
+            self.add_error("AZURE_OPENAI_TOKEN_SCOPE", f"must be a token scope, for example {AZURE_TOKEN_SCOPE}.")
         if self.text("AZURE_OPENAI_API_KEY"):
             return None
         azure = [_belongs_to_azure(backend.endpoint) for backend in backends]
@@ -284,9 +284,9 @@ class _Reading:
             return None
         setting = "AZURE_OPENAI_BACKENDS" if self.text("AZURE_OPENAI_BACKENDS") else "AZURE_OPENAI_ENDPOINT"
         if any(urlsplit(it.endpoint).scheme != "https" and not _is_loopback(it.endpoint) for it in backends):
-            self.complain(setting, "must begin with https:// when the app signs in with its Entra identity.")
+            self.add_error(setting, "must begin with https:// when the app signs in with its Entra identity.")
         if not scope and not all(azure):
-            self.complain(
+            self.add_error(
                 "AZURE_OPENAI_BACKENDS",
                 "names servers of Azure and others; set AZURE_OPENAI_TOKEN_SCOPE to send all of them the Entra token.",
             )
@@ -296,7 +296,7 @@ class _Reading:
         return Identity("managed" if managed else "developer", scope or AZURE_TOKEN_SCOPE, client_id)
 
 
-# What fits in a header, a URL and a JSON string alike.
+# Valid in a header, a URL and a JSON string alike.
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
 _NAME: Final = re.compile(r"[^\x00-\x20\x22,\x5c\x7f-\U0010ffff]{1,256}")
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")

@@ -1,8 +1,8 @@
 """The record of one stream, by OpenTelemetry's semantic conventions for generative AI: a span and metrics where an SDK
 is set up (the worker's Application Insights integration does that), otherwise one line of JSON on stdout.
 
-Never a prompt, an answer, a key or a URL. `logging` is no way out of a stream: the worker drops what is logged inside a
-response, or files it under another request; the invocation's id is in the record instead.
+Never a prompt, an answer, a key or a URL. `logging` can't be used in a stream: the worker drops what is logged inside a
+response, or files it under another request; the record carries the invocation's id instead.
 """
 
 import logging
@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from relay.completion import Usage
+from relay.usage import Usage
 
-# Whatever logs a line for each of its requests, its address in it. The exporter of Application Insights does so for
-# each of its exports, and the line is exported in turn, for ever.
-_TALKATIVE: Final = (
+# Loggers that write a line, with the address, for each of their requests. The exporter of Application Insights does so
+# for each of its exports, and the line is exported in turn, for ever.
+_NOISY_LOGGERS: Final = (
     "httpx2",
     "azure.core.pipeline.policies.http_logging_policy",
     "azure.identity",
@@ -29,10 +29,10 @@ _TALKATIVE: Final = (
 
 @dataclass(slots=True)
 class Record:
-    """What one stream was, gathered while it lives. Times are in seconds since the request was read.
+    """What is recorded of one stream while it runs. Times are in seconds since the request was read.
 
-    `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's and `reason` says more of it; `refusals`
-    are those of the deployments that another one made good.
+    `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's code and `reason` its details; `refusals`
+    are those of the backends that were asked before.
     """
 
     request_id: str
@@ -58,8 +58,7 @@ class Record:
     pings: int = 0
 
     def attributes(self) -> dict[str, Any]:
-        """The record by the conventions' names, and `relay.…` for what they have no name for; what is unknown is not
-        there.
+        """The record by the conventions' names, and `relay.…` for what they do not name; what is unknown is left out.
 
         Source: https://github.com/open-telemetry/semantic-conventions-genai (spans and metrics of a client).
         """
@@ -122,14 +121,14 @@ class _OpenTelemetry:
         meter = metrics.get_meter("relay")
         self._duration = meter.create_histogram("gen_ai.client.operation.duration", "s", "Duration of a stream")
         self._first = meter.create_histogram(
-            "gen_ai.client.operation.time_to_first_chunk", "s", "Time to the first words of a stream"
+            "gen_ai.client.operation.time_to_first_chunk", "s", "Time to the first output of a stream"
         )
         self._tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}", "Tokens of a stream")
 
     def report(self, record: Record) -> None:
         attributes = record.attributes()
         ended = time.time_ns()
-        # The context that the worker set for the invocation came along with the stream's task.
+        # The stream's task has inherited the context that the worker set for the invocation.
         span = self._tracer.start_span(
             f"chat {record.model}",
             kind=self._trace.SpanKind.CLIENT,
@@ -137,7 +136,7 @@ class _OpenTelemetry:
             start_time=ended - int(record.duration * 1e9),
         )
         if not span.is_recording():
-            # A sampler has left it out (a caller's `traceparent` can make it): the stream is on record all the same.
+            # Left out by a sampler (a caller's `traceparent` can cause that): the stream is recorded all the same.
             _Lines().report(record)
         if record.outcome == "failed":
             span.set_status(self._trace.StatusCode.ERROR, record.code)
@@ -151,7 +150,7 @@ class _OpenTelemetry:
             self._tokens.record(record.usage.output_tokens, {**common, "gen_ai.token.type": "output"})
 
 
-# Those of few values: a metric is kept per combination.
+# Attributes of few values only: a metric is kept per combination.
 _METRIC_ATTRIBUTES: Final = (
     "gen_ai.operation.name",
     "gen_ai.provider.name",
@@ -166,7 +165,7 @@ _reporter: _Reporter | None = None
 
 
 def report(record: Record) -> None:
-    """Put a stream on record."""
+    """Record a stream that has ended."""
     global _reporter
     if _reporter is None:
         _reporter = _OpenTelemetry() if _sdk_is_set_up() else _Lines()
@@ -174,19 +173,19 @@ def report(record: Record) -> None:
 
 
 def _sdk_is_set_up() -> bool:
-    """Whether a span that is started now goes somewhere. The API alone, without an SDK, drops it without a word."""
+    """Whether a span that is started now is exported: the API alone, without an SDK, drops it silently."""
     trace = sys.modules.get("opentelemetry.trace")
     sdk = sys.modules.get("opentelemetry.sdk.trace")
     return trace is not None and sdk is not None and isinstance(trace.get_tracer_provider(), sdk.TracerProvider)
 
 
-def complain(setting: str, message: str) -> None:
-    """Put a wrong setting on record, with its mend."""
+def log_setting_error(setting: str, message: str) -> None:
+    """Log a wrong app setting and the remedy."""
     _print({"event": "not_configured", "setting": setting, "message": message})
 
 
-def refused(request_id: str, invocation_id: str, code: str) -> None:
-    """Put a request on record that was refused before a deployment was asked."""
+def log_rejection(request_id: str, invocation_id: str, code: str) -> None:
+    """Log a request that was rejected before a backend was asked."""
     _print(
         {
             "event": "refused",
@@ -197,27 +196,27 @@ def refused(request_id: str, invocation_id: str, code: str) -> None:
     )
 
 
-def crash(request_id: str, invocation_id: str, error: Exception) -> None:
-    """Put a fault of this app's on record that kept a stream from beginning."""
+def log_internal_error(request_id: str, invocation_id: str, error: Exception) -> None:
+    """Log a fault of this app's that kept a stream from beginning."""
     _print(
         {
             "event": "crash",
-            "relay.reason": where(error),
+            "relay.reason": error_location(error),
             "relay.request_id": request_id,
             "relay.invocation_id": invocation_id,
         }
     )
 
 
-def where(error: Exception) -> str:
-    """What failed and where, without the error's text, which can hold anything."""
+def error_location(error: Exception) -> str:
+    """The type of the error and where it was raised, without its text, which can hold anything."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
-def hush() -> None:
-    """Let the libraries below keep their line per request to themselves: each is paid for and has an address in it."""
-    for name in _TALKATIVE:
+def silence_noisy_loggers() -> None:
+    """Silence the libraries' line per request: each would be a billed trace and has an address in it."""
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

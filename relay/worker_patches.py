@@ -1,8 +1,8 @@
-"""What must be mended in the official worker's library, each with its reason.
+"""Patches of the official worker's library, each with its reason.
 
 Seen with azure-functions-runtime 1.3.0, azurefunctions-extensions-http-fastapi 1.0.1, fastapi 0.165 and uvicorn 0.54.
-Every mend looks before it touches: where the library has changed, it does nothing. `tests/test_worker.py` fails on the
-day that a mend is no longer needed, so that it can go.
+Every patch looks before it touches: where the library has changed, it does nothing. Its test fails on the day that the
+patch is no longer needed, so that it can be removed.
 """
 
 import functools
@@ -16,15 +16,15 @@ from fastapi.applications import FastAPI
 _COORDINATOR: Final = "azure_functions_runtime.http_v2"
 
 
-def mend() -> None:
-    """Mend the worker that hosts this process, if one does. Once, before its web server starts."""
-    quiet_access_log()
-    trace_no_requests()
+def apply() -> None:
+    """Patch the worker that hosts this process, if one does: once, before its web server starts."""
+    silence_access_log()
+    disable_framework_telemetry()
     forget_finished_requests()
 
 
-def quiet_access_log() -> None:
-    """No line per request from uvicorn: on stdout, each becomes a trace that is paid for, and says only GET or POST.
+def silence_access_log() -> None:
+    """No line per request from uvicorn: on stdout each becomes a billed trace, and says only GET or POST.
 
     The host's own request telemetry says more.
     """
@@ -32,12 +32,12 @@ def quiet_access_log() -> None:
     logger["level"] = "WARNING"
 
 
-def trace_no_requests() -> None:
+def disable_framework_telemetry() -> None:
     """No telemetry of the web framework's own.
 
-    A span of it holds the request's whole URL, the function key in its query included, and there is one for each write
-    to the caller. With the Application Insights integration on, two layers make them: that integration puts an
-    instrumented class in the place of FastAPI's before the app is imported, and FastAPI brings telemetry itself. So the
+    Its span holds the request's whole URL, the function key in the query included, and there is one for each write to
+    the caller. With the Application Insights integration on, two layers create them: that integration replaces
+    FastAPI's class by an instrumented one before the app is imported, and FastAPI brings telemetry itself. So the
     worker's web server gets the plain class, with all of it off. The host's request telemetry has no keys in it.
     """
     web: Any = sys.modules.get("azurefunctions.extensions.http.fastapi.web")
@@ -48,7 +48,7 @@ def trace_no_requests() -> None:
 def forget_finished_requests() -> None:
     """Let the worker's coordinator forget a request when its response is taken.
 
-    It keeps an entry of every request for ever: 2 kB each, in a process that is meant to serve for weeks.
+    It keeps an entry of every request for ever: 2 kB each, in a process that serves for weeks.
     """
     module = sys.modules.get(_COORDINATOR)
     coordinator: Any = getattr(module, "HttpCoordinator", None)

@@ -1,45 +1,27 @@
-"""What a model service gives back: an answer that has begun, as bytes, or a refusal.
+"""An upstream answer that has begun, as the rest of the app sees it.
 
-Apart from `relay.upstream`, so that what only speaks of them need not wait for the HTTP libraries to be imported.
+Apart from `relay.upstream.client`, so that importing it does not import the HTTP libraries.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
-
-from relay.problems import Problem
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The model service gave no answer.
-
-    `elsewhere`: another deployment may still give one. `retry_after`: seconds that this one asked to be left alone,
-    bounded. `reason` is for the log, never for a caller. `status` is the one of the model service, if it gave one.
-    """
-
-    problem: Problem
-    reason: str
-    elsewhere: bool = False
-    retry_after: float | None = None
-    status: int | None = None
 
 
 class Answer(Protocol):
-    """An answer that has begun. Whoever got it must end it or close it."""
+    """An answer that has begun. Its owner must `end` or `close` it."""
 
     async def read(self) -> bytes:
         """All bytes that have arrived; waits where there are none; empty at the end.
 
-        Raises one of `broken` when the connection breaks. It may be cancelled, and loses nothing by it.
+        Raises one of `connection_errors` when the connection breaks. Cancelling it loses no bytes.
         """
         ...
 
-    def rest(self) -> bytes:
-        """After `read` has raised: all bytes that had arrived before the connection broke."""
+    def read_remaining(self) -> bytes:
+        """After `read` has raised: the bytes that had arrived before the connection broke."""
         ...
 
     @property
-    def broken(self) -> tuple[type[Exception], ...]:
+    def connection_errors(self) -> tuple[type[Exception], ...]:
         """What `read` raises."""
         ...
 
@@ -49,9 +31,9 @@ class Answer(Protocol):
         ...
 
     def close(self) -> None:
-        """Abort the answer at once; the model service sees its caller leave."""
+        """Abort the answer at once; the model service sees its client disconnect."""
         ...
 
     async def end(self) -> None:
-        """Give the connection back for the next request, once the answer's end has come."""
+        """Return the connection to the pool, once the end of the body has arrived."""
         ...

@@ -1,41 +1,16 @@
-"""The events of a stream as the caller asked for them: Server-Sent Events, NDJSON, plain text, one JSON document, or
-OpenAI's own wire."""
+"""The formats of `POST /stream`: Server-Sent Events, NDJSON, plain text, one JSON document."""
 
 import json
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
-from relay.completion import Done, Failed, Text, Verbatim
+from relay.streaming.events import Done, Encoder, Failed, Text
 
 _encode: Final = msgspec.json.encode
 
 
-class Format(Protocol):
-    """One way to write a stream down. An instance serves one stream.
-
-    `whole`: nothing goes out before the end, so that a failure keeps its true status. `ping`: what fills a silence, or
-    nothing where the format has no place for it.
-    """
-
-    media_type: str
-    whole: bool
-    ping: bytes
-
-    def text(self, text: Text) -> bytes:
-        """Words of the answer."""
-        ...
-
-    def done(self, done: Done) -> bytes:
-        """The end of a complete answer."""
-        ...
-
-    def failed(self, failed: Failed, request_id: str) -> bytes | None:
-        """The end of a failed one; None: only a broken connection can say it."""
-        ...
-
-
-class ServerSentEvents:
+class SSEEncoder:
     """`text/event-stream` (WHATWG HTML, section 9.2): text as unnamed events, then `event: done` or `event: error`."""
 
     media_type = "text/event-stream; charset=utf-8"
@@ -52,7 +27,7 @@ class ServerSentEvents:
         return b"event: error\ndata: %b\n\n" % _one_line(_encode(_failed_members(failed, request_id)))
 
 
-class NewlineDelimitedJson:
+class NDJSONEncoder:
     """One JSON object a line, `type` telling them apart. The format has no comments, so it has no ping."""
 
     whole = False
@@ -68,12 +43,13 @@ class NewlineDelimitedJson:
         return _one_line(_encode({"type": "done", **_done_members(done)})) + b"\n"
 
     def failed(self, failed: Failed, request_id: str) -> bytes:
-        # A problem's own `type` gives way: here it tells the lines apart.
+        # The problem's own `type` is replaced: in NDJSON that member tells the lines apart.
         return _one_line(_encode({**_failed_members(failed, request_id), "type": "error"})) + b"\n"
 
 
-class PlainText:
-    """The words and nothing else. A failure has no words: the connection breaks off, and can't pass for an end."""
+class PlainTextEncoder:
+    """The text and nothing else. A failure can't be written in it: the connection is broken off instead, so that the
+    text can't pass for complete."""
 
     media_type = "text/plain; charset=utf-8"
     whole = False
@@ -83,21 +59,21 @@ class PlainText:
         self._half = ""  # the first half of a surrogate pair, which UTF-8 can't write without the other
 
     def text(self, text: Text) -> bytes:
-        words = self._half + json.loads(text.json)
+        decoded = self._half + json.loads(text.json)
         self._half = ""
-        if words and "\ud800" <= words[-1] <= "\udbff":
-            words, self._half = words[:-1], words[-1]
-        return _utf8(words)
+        if decoded and "\ud800" <= decoded[-1] <= "\udbff":
+            decoded, self._half = decoded[:-1], decoded[-1]
+        return _utf8(decoded)
 
     def done(self, done: Done) -> bytes:
-        words, self._half = self._half, ""
-        return _utf8(words)
+        text, self._half = self._half, ""
+        return _utf8(text)
 
     def failed(self, failed: Failed, request_id: str) -> None:
         return None
 
 
-class JsonDocument:
+class JSONDocumentEncoder:
     """`"stream": false`: one JSON document when the answer is complete."""
 
     media_type = "application/json"
@@ -105,61 +81,21 @@ class JsonDocument:
     ping = b""
 
     def __init__(self) -> None:
-        self._words: list[bytes] = []
+        self._parts: list[bytes] = []
 
     def text(self, text: Text) -> bytes:
-        self._words.append(text.json[1:-1])
+        self._parts.append(text.json[1:-1])
         return b""
 
     def done(self, done: Done) -> bytes:
-        return b'{"text":"%b",%b\n' % (b"".join(self._words), _encode(_done_members(done))[1:])
+        return b'{"text":"%b",%b\n' % (b"".join(self._parts), _encode(_done_members(done))[1:])
 
     def failed(self, failed: Failed, request_id: str) -> None:
         return None
 
 
-class OpenAIEvents:
-    """OpenAI's own stream: the upstream's events as they came, the usage only for a caller who asked for it."""
-
-    media_type = "text/event-stream; charset=utf-8"
-    whole = False
-    ping = b": ping\n\n"
-
-    def __init__(self, *, include_usage: bool) -> None:
-        self._include_usage = include_usage
-
-    def text(self, text: Text) -> bytes:
-        if not isinstance(text, Verbatim) or (text.usage and not self._include_usage):
-            return b""
-        events = b"\n\ndata: ".join([event.replace(b"\n", b"\ndata: ") for event in text.events])
-        return b"data: %b\n\n" % events
-
-    def done(self, done: Done) -> bytes:
-        return b"data: [DONE]\n\n"
-
-    def failed(self, failed: Failed, request_id: str) -> bytes:
-        return b"data: %b\n\n" % failed.problem.openai_document(request_id)
-
-
-class OpenAIDocument:
-    """OpenAI's own document, as the upstream wrote it."""
-
-    media_type = "application/json"
-    whole = True
-    ping = b""
-
-    def text(self, text: Text) -> bytes:
-        return b""
-
-    def done(self, done: Done) -> bytes:
-        return done.document or b""
-
-    def failed(self, failed: Failed, request_id: str) -> None:
-        return None
-
-
-def choose(accept: str | None) -> Format:
-    """The format of a stream for an `Accept` header (RFC 9110, section 12.5.1): SSE unless another is asked for."""
+def encoder_for(accept: str | None) -> Encoder:
+    """The encoder of a stream for an `Accept` header (RFC 9110, section 12.5.1): SSE unless another is asked for."""
     best: str = ""
     best_quality = 0.0
     for media_range in (accept or "").split(","):
@@ -169,10 +105,10 @@ def choose(accept: str | None) -> Format:
         if media_type in _STREAM_TYPES and quality > best_quality:
             best, best_quality = media_type, quality
     if best == "text/plain":
-        return PlainText()
+        return PlainTextEncoder()
     if best in _NDJSON_TYPES:
-        return NewlineDelimitedJson(best)
-    return ServerSentEvents()
+        return NDJSONEncoder(best)
+    return SSEEncoder()
 
 
 _NDJSON_TYPES: Final = ("application/x-ndjson", "application/jsonl")
@@ -209,7 +145,7 @@ def _failed_members(failed: Failed, request_id: str) -> dict[str, Any]:
     return members
 
 
-# JSON may hold these as they are, but there are readers of lines that break a line at them (Python's str.splitlines).
+# JSON may contain these unescaped, but some line readers break lines at them (Python's str.splitlines).
 _LINE_BREAKS: Final = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 
 
@@ -222,9 +158,9 @@ def _one_line(document: bytes) -> bytes:
     return document
 
 
-def _utf8(words: str) -> bytes:
+def _utf8(text: str) -> bytes:
     """UTF-8, with surrogate pairs put together and U+FFFD for half of one."""
     try:
-        return words.encode()
+        return text.encode()
     except UnicodeEncodeError:
-        return words.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()

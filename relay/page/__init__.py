@@ -1,4 +1,4 @@
-"""The chat page, read once, with the headers that let it run its own script and nothing else."""
+"""Serves the chat page, `chat.html`, with a Content-Security-Policy that allows only its inline script and style."""
 
 import base64
 import hashlib
@@ -10,15 +10,15 @@ from starlette.responses import Response
 
 _FILE = Path(__file__).with_name("chat.html")
 
-# An inline element's hash is that of its text, exactly as it stands between the tags:
+# A CSP hash covers an inline element's text, exactly as it is between the tags:
 # https://www.w3.org/TR/CSP3/#match-element-to-source-list
 _INLINE = re.compile(rb"<(script|style)\b[^>]*>(.*?)</\1>", re.DOTALL)
 
 
 def chat_page(if_none_match: str | None = None) -> Response:
-    """The page for `GET /chat`, or 304 where `if_none_match`, the request's header, names the page as it is now.
+    """Response to `GET /chat`: the page, or 304 when `if_none_match`, the If-None-Match header, contains its ETag.
 
-    Raises `OSError` when `chat.html` was not deployed beside this module.
+    Raises `OSError` when `chat.html` is missing from the deployed package.
     """
     body, headers = _page()
     if if_none_match is not None and headers["ETag"] in re.findall(r'"[^"]*"', if_none_match):
@@ -55,7 +55,7 @@ def _content_security_policy(body: bytes) -> str:
             f"script-src {' '.join(hashes['script'])}",
             f"style-src {' '.join(hashes['style'])}",
             "connect-src 'self'",
-            "img-src data:",  # the page's icon
+            "img-src data:",  # the favicon
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",

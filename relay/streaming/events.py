@@ -1,0 +1,104 @@
+"""What passes from the decoder of an answer to its encoder: `Text` or `Verbatim`, then one `Done` or `Failed`."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from relay.problems import Problem
+from relay.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text of the answer, as one JSON string in UTF-8, its quotation marks included.
+
+    All text that arrived together is one `Text`. The string may end in the first half of a surrogate pair, the second
+    half being in the next one: the decoded strings, concatenated code unit by code unit, are the answer.
+    """
+
+    json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verbatim(Text):
+    """Upstream events to pass on unchanged: the data of each, in `events`; `json` is empty.
+
+    `usage`: the event carries the usage and nothing else.
+    """
+
+    events: list[bytes]
+    usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer is complete; `document` is the whole response where no stream was requested from the upstream."""
+
+    finish_reason: str | None
+    model: str | None
+    usage: Usage | None
+    id: str | None
+    content_filter: dict[str, Any] | None = None
+    document: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer ended without being complete; `reason` is for the log, never for the caller."""
+
+    problem: Problem
+    reason: str
+    usage: Usage | None = None
+
+
+Event = Text | Done | Failed
+
+
+class Decoder(Protocol):
+    """Reads the bytes of one answer. After the one `Done` or `Failed` it yields nothing more.
+
+    `media_type` is what the answer must be. `deltas` counts the deltas that carried output: the record estimates the
+    output tokens by it when no usage was received.
+    """
+
+    media_type: str
+    id: str | None
+    model: str | None
+    finish_reason: str | None
+    usage: Usage | None
+    deltas: int
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that these bytes complete; text that arrived together is one event."""
+        ...
+
+    def end(self) -> Done | Failed:
+        """The terminal event, given that the body ended here."""
+        ...
+
+    def cut(self, reason: str) -> Failed:
+        """The terminal event, given that the connection broke here."""
+        ...
+
+
+class Encoder(Protocol):
+    """Writes the events of one stream in the format that its caller asked for.
+
+    `whole`: nothing goes out before the end, so that a failure keeps its HTTP status. `ping`: the bytes that fill a
+    silence; empty where the format has no place for them.
+    """
+
+    media_type: str
+    whole: bool
+    ping: bytes
+
+    def text(self, text: Text) -> bytes:
+        """A part of the answer."""
+        ...
+
+    def done(self, done: Done) -> bytes:
+        """The end of a complete answer."""
+        ...
+
+    def failed(self, failed: Failed, request_id: str) -> bytes | None:
+        """The end of a failed answer; None where only breaking the connection can express it."""
+        ...

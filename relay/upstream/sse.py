@@ -1,0 +1,61 @@
+"""Decoding of Server-Sent Events: WHATWG HTML, section 9.2.6, "Interpreting an event stream"."""
+
+from typing import Final
+
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024  # a model's longest answer in one event is a fraction of it
+
+
+class EventTooLongError(ValueError):
+    """An event has grown beyond `MAX_EVENT_BYTES`."""
+
+
+class SSEDecoder:
+    """Splits the bytes of an event stream into the data of its events, wherever the reads were split.
+
+    Line ends may be LF, CR or CRLF, also mixed; a leading byte order mark is dropped; the `data:` lines of an event are
+    joined by LF; comments and other fields are ignored. An event that the end of the bytes cuts is dropped, as the
+    standard requires. `feed` raises `EventTooLongError`.
+    """
+
+    def __init__(self) -> None:
+        self._partial_line: list[bytes] = []  # reads of a line whose end has not arrived; joined once, when it does
+        self._data: list[bytes] = []  # the data lines of the current event
+        self._after_cr = False
+        self._event_bytes = 0  # size of the current event
+        self._first_line = True
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The data of each event that `chunk` completes, in order."""
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]
+            self._after_cr = False
+        if not chunk:
+            return []
+        self._after_cr = chunk[-1] == 0x0D
+        lines = chunk.splitlines(keepends=False)
+        unfinished = lines.pop() if chunk[-1] not in b"\r\n" else None
+        self._event_bytes += len(chunk)
+        if self._partial_line and lines:
+            self._partial_line.append(lines[0])
+            lines[0] = b"".join(self._partial_line)
+            self._partial_line = []
+        if unfinished:
+            self._partial_line.append(unfinished)
+        if self._first_line and lines:
+            self._first_line = False
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        events: list[bytes] = []
+        data = self._data
+        for line in lines:
+            if not line:
+                self._event_bytes = 0
+                if data:
+                    events.append(data[0] if len(data) == 1 else b"\n".join(data))
+                    data.clear()
+            elif line.startswith(b"data:"):
+                data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            elif line == b"data":
+                data.append(b"")
+        if self._event_bytes > MAX_EVENT_BYTES:
+            raise EventTooLongError
+        return events
