@@ -1,1 +1,4 @@
-"""One file a room; `end_to_end` goes through the host."""
+"""Tests.
+
+`relay/` mirrors the app's modules, `schedules/` explores the life of a stream, `end_to_end/` goes through the host.
+"""

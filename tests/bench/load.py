@@ -1,4 +1,4 @@
-"""The callers of the benchmark: as little work as possible while the clock runs, every answer verified afterwards."""
+"""The load generator: it does as little as possible while the clock runs, and verifies every answer afterwards."""
 
 import asyncio
 import json
@@ -14,51 +14,51 @@ from typing import Final, cast
 
 import httptools
 
-from local.worker_client import Function, Worker
+from local.functions_host import Function, Worker
 from tests.bench import upstream
 from tests.bench.upstream import Plan
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-_KEPT: Final = 3.0  # seconds; uvicorn closes a connection that was idle for 5
+_IDLE_LIMIT: Final = 3.0  # seconds; uvicorn closes a connection that was idle for 5
 
 
 class WrongAnswerError(Exception):
-    """An answer is not, byte for byte, what the model service said."""
+    """An answer is not, byte for byte, what the model service sent."""
 
 
 @dataclass(slots=True)
-class Heard:
-    """One answer: when each read came, in seconds of the monotonic clock, and its bytes."""
+class RawAnswer:
+    """One answer: its reads, each with its time in seconds of the monotonic clock."""
 
     plan: Plan
-    asked: float = 0.0
+    requested_at: float = 0.0
     reads: list[tuple[float, bytes]] = field(default_factory=list)
 
     def bodies(self) -> Iterator[tuple[float, bytes]]:
-        """The same without HTTP; raises `WrongAnswerError` when it is no complete answer with status 200."""
-        collector = _Body()
+        """The same without HTTP; raises `WrongAnswerError` if it is not a complete response with status 200."""
+        collector = _BodyCollector()
         parser = httptools.HttpResponseParser(collector)
         for when, data in self.reads:
             try:
                 parser.feed_data(data)
             except httptools.HttpParserError as error:
                 raise WrongAnswerError(f"not HTTP: {error}") from None
-            if collector.pieces:
-                yield when, b"".join(collector.pieces)
-                collector.pieces.clear()
+            if collector.parts:
+                yield when, b"".join(collector.parts)
+                collector.parts.clear()
         if not collector.complete or parser.get_status_code() != 200:
-            raise WrongAnswerError(f"no complete answer: {self.reads[-1:]!r}")
+            raise WrongAnswerError(f"not a complete response: {self.reads[-1:]!r}")
 
 
-class _Body:
-    """What httptools' parser tells to."""
+class _BodyCollector:
+    """The receiver of httptools' callbacks."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.parts: list[bytes] = []
         self.complete = False
 
     def on_body(self, body: bytes) -> None:
-        self.pieces.append(body)
+        self.parts.append(body)
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
     """One connection; carries one request at a time."""
 
     def __init__(self) -> None:
-        self.heard: Heard | None = None
+        self.answer: RawAnswer | None = None
         self.lost = False
         self.idle_since = 0.0
         self._end = b""
@@ -78,55 +78,55 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.lost = True
-        if self.heard is not None:
+        if self.answer is not None:
             self._finish()
 
     def data_received(self, data: bytes) -> None:
-        heard = self.heard
-        if heard is None:
+        answer = self.answer
+        if answer is None:
             return
-        if not heard.reads:
+        if not answer.reads:
             self._begun.set_result(None)
             if not data.startswith(b"HTTP/1.1 200"):
                 self.transport.abort()
-        heard.reads.append((time.monotonic(), data))
+        answer.reads.append((time.monotonic(), data))
         self._end = data[-5:] if len(data) >= 5 else (self._end + data)[-5:]
         if self._end == _LAST_CHUNK:
             self._finish()
 
     def _finish(self) -> None:
-        self.heard = None
+        self.answer = None
         if not self._begun.done():
             self._begun.set_result(None)
         if not self.done.done():
             self.done.set_result(None)
 
-    def ask(self, head: bytes, plan: Plan) -> Heard:
-        """Send a request; `begun` and `done` tell how far the answer is."""
+    def send(self, request: bytes, plan: Plan) -> RawAnswer:
+        """Send a request; `begun` and `done` are the progress of its answer."""
         loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
-        heard = self.heard = Heard(plan, time.monotonic())
-        self.transport.write(head)
-        return heard
+        answer = self.answer = RawAnswer(plan, time.monotonic())
+        self.transport.write(request)
+        return answer
 
     @property
     def usable(self) -> bool:
         """Whether another request may be sent."""
-        return not (self.lost or self.transport.is_closing()) and time.monotonic() - self.idle_since < _KEPT
+        return not (self.lost or self.transport.is_closing()) and time.monotonic() - self.idle_since < _IDLE_LIMIT
 
     @property
     def begun(self) -> asyncio.Future[None]:
-        """Done when the first bytes are here."""
+        """Done when the first bytes have arrived."""
         return self._begun
 
 
 class Target:
-    """What is asked: an app in its worker, at the worker's own web server, or the model service directly."""
+    """What the load goes to: an app in its worker, at the worker's own web server, or the model service directly."""
 
-    def __init__(self, name: str, address: tuple[str, int], worker: Worker | None, read: "Read") -> None:
+    def __init__(self, name: str, address: tuple[str, int], worker: Worker | None, parse: "ParseAnswer") -> None:
         self.name = name
-        self.read = read
+        self.parse = parse
         self._address = address
         self._worker = worker
         self._function: Function | None = None
@@ -134,8 +134,8 @@ class Target:
             self._function = next(it for it in worker.functions if it.trigger.get("route") == "stream")
         self._idle: list[Connection] = []
 
-    async def begin(self, plan: Plan) -> tuple[Heard, Connection]:
-        """Ask for an answer."""
+    async def begin(self, plan: Plan) -> tuple[RawAnswer, Connection]:
+        """Send a request."""
         while self._idle and not self._idle[-1].usable:
             self._idle.pop().transport.abort()
         if self._idle:
@@ -144,28 +144,28 @@ class Target:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(Connection, *self._address)
         if self._worker is None or self._function is None:
-            asked = json.dumps({"stream": True, "messages": [{"role": "user", "content": plan.prompt}]})
-            return connection.ask(_request("/openai/v1/chat/completions", asked, ""), plan), connection
+            body = json.dumps({"stream": True, "messages": [{"role": "user", "content": plan.prompt}]})
+            return connection.send(_request("/openai/v1/chat/completions", body, ""), plan), connection
         invocation = str(uuid.uuid4())
-        head = _request("/stream", json.dumps({"input": plan.prompt}), f"x-ms-invocation-id: {invocation}\r\n")
-        heard = connection.ask(head, plan)
+        request = _request("/stream", json.dumps({"input": plan.prompt}), f"x-ms-invocation-id: {invocation}\r\n")
+        answer = connection.send(request, plan)
         self._worker.invoke(invocation, self._function, {}, "", "")
-        return heard, connection
+        return answer, connection
 
-    async def ask(self, plan: Plan) -> Heard:
-        """Ask for an answer and hear it to its end."""
-        heard, connection = await self.begin(plan)
+    async def request(self, plan: Plan) -> RawAnswer:
+        """Send a request and wait for the end of its answer."""
+        answer, connection = await self.begin(plan)
         await connection.done
         self.keep(connection)
-        return heard
+        return answer
 
     def keep(self, connection: Connection) -> None:
-        """Use the connection again."""
+        """Keep the connection for another request."""
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
 
     def close(self) -> None:
-        """Let go of the connections that are kept."""
+        """Close the connections that were kept."""
         for connection in self._idle:
             connection.transport.abort()
         self._idle.clear()
@@ -178,95 +178,90 @@ def _request(path: str, body: str, headers: str) -> bytes:
     ).encode()
 
 
-# How the answer of each target is read: what it says, as it comes, in bytes of text and in tokens.
+# Parsers of the targets' answers: the text, and how many tokens had arrived at each time.
 
 
 @cache
-def _ends() -> list[int]:
-    """How long the text is, in bytes, after each token but the first."""
-    return list(accumulate(len(word.encode()) for word in upstream.vocabulary()))
+def _token_ends() -> list[int]:
+    """The length of the text, in bytes, up to the end of each token but the first."""
+    return list(accumulate(len(token.encode()) for token in upstream.vocabulary()))
 
 
 def _tokens_in(length: int) -> int:
-    """How many whole tokens a text of this many bytes has, without the first one."""
-    rounds, rest = divmod(length, _ends()[-1])
-    return rounds * len(_ends()) + bisect_right(_ends(), rest)
+    """The number of whole tokens in a text of this many bytes, without the first one."""
+    rounds, remainder = divmod(length, _token_ends()[-1])
+    return rounds * len(_token_ends()) + bisect_right(_token_ends(), remainder)
 
 
-class Reading:
-    """What one answer was: `due`, when its first token was, and when how many tokens had arrived."""
+class ParsedAnswer:
+    """One verified answer: `due`, when its first token was due, and `arrived`, how many tokens had arrived when."""
 
-    def __init__(self, heard: Heard) -> None:
-        self.plan = heard.plan
-        self.asked = heard.asked
+    def __init__(self, answer: RawAnswer) -> None:
+        self.plan = answer.plan
+        self.requested_at = answer.requested_at
         self.due = 0.0
         self.arrived: list[tuple[float, int]] = []
-        self._read(heard)
+        self._parse(answer)
 
-    def _read(self, heard: Heard) -> None:
+    def _parse(self, answer: RawAnswer) -> None:
         raise NotImplementedError
 
-    def between(self, begin: float, end: float) -> int:
-        """How many tokens came between the two times."""
+    def tokens_between(self, begin: float, end: float) -> int:
+        """The number of tokens that arrived between the two times."""
         before = max((tokens for when, tokens in self.arrived if when < begin), default=0)
         until = max((tokens for when, tokens in self.arrived if when < end), default=0)
         return until - before
 
-    def lateness(self, begin: float, end: float) -> list[float]:
-        """How many seconds late each token was that came between the two times."""
-        late: list[float] = []
+    def delays(self, begin: float, end: float) -> list[float]:
+        """The delay, in seconds, of each token that arrived between the two times."""
+        delays: list[float] = []
         known = 0
         for when, tokens in self.arrived:
             if begin <= when < end:
-                late += [
+                delays += [
                     when - (self.due + token // self.plan.burst * self.plan.every) for token in range(known, tokens)
                 ]
             known = tokens
-        return late
+        return delays
 
     @property
-    def first(self) -> float:
+    def time_to_first_token(self) -> float:
         """Seconds from the request to the first token."""
-        return next(when for when, tokens in self.arrived if tokens) - self.asked
-
-    @property
-    def end(self) -> float:
-        """When the last byte came."""
-        return self.arrived[-1][0]
+        return next(when for when, tokens in self.arrived if tokens) - self.requested_at
 
 
-class _TextReading(Reading):
-    """An answer whose text is compared, and counted by its length."""
+class _TextOfAnswer(ParsedAnswer):
+    """An answer whose text is compared, and whose tokens are counted by its length."""
 
-    def _understand(self, received: bytes) -> tuple[bytes, bytes]:
-        """The text in what was received, and what of it can't be understood yet."""
+    def _extract(self, received: bytes) -> tuple[bytes, bytes]:
+        """The text in what was received, and the bytes that can't be parsed yet."""
         raise NotImplementedError
 
-    def _conclude(self, rest: bytes) -> None:
+    def _end(self, remaining: bytes) -> None:
         raise NotImplementedError
 
-    def _read(self, heard: Heard) -> None:
-        rest, said, length, first = b"", [], 0, 0
-        for when, body in heard.bodies():
-            text, rest = self._understand(rest + body)
+    def _parse(self, answer: RawAnswer) -> None:
+        remaining, texts, length, first = b"", [], 0, 0
+        for when, body in answer.bodies():
+            text, remaining = self._extract(remaining + body)
             if text:
-                said.append(text)
+                texts.append(text)
                 length += len(text)
-                if not first and (found := re.match(rb"[\d.]+ ", b"".join(said))):
+                if not first and (found := re.match(rb"[\d.]+ ", b"".join(texts))):
                     first, self.due = found.end(), float(found[0])
             self.arrived.append((when, 1 + _tokens_in(length - first) if first else 0))
-        self._conclude(rest)
-        if b"".join(said) != (upstream.first_token(self.due) + upstream.text(self.plan.tokens)).encode():
-            raise WrongAnswerError("the words are not those of the model service")
+        self._end(remaining)
+        if b"".join(texts) != (upstream.first_token(self.due) + upstream.text(self.plan.tokens)).encode():
+            raise WrongAnswerError("the text is not that of the model service")
 
 
-class RelayReading(_TextReading):
+class RelayAnswer(_TextOfAnswer):
     """Server-Sent Events of `/stream`, with exactly one `done` at the end."""
 
     done = 0
 
-    def _understand(self, received: bytes) -> tuple[bytes, bytes]:
-        *events, rest = received.split(b"\n\n")
+    def _extract(self, received: bytes) -> tuple[bytes, bytes]:
+        *events, remaining = received.split(b"\n\n")
         text = ""
         for event in events:
             if event.startswith(b"data: ") and not self.done:
@@ -274,40 +269,40 @@ class RelayReading(_TextReading):
             elif event.startswith(b"event: done\ndata: "):
                 self.done += 1
             elif event != b": ping":
-                raise WrongAnswerError(f"an odd event: {event[:200]!r}")
-        return text.encode(), rest
+                raise WrongAnswerError(f"an unexpected event: {event[:200]!r}")
+        return text.encode(), remaining
 
-    def _conclude(self, rest: bytes) -> None:
-        if self.done != 1 or rest:
+    def _end(self, remaining: bytes) -> None:
+        if self.done != 1 or remaining:
             raise WrongAnswerError("the answer does not end with one done")
 
 
-class SeedReading(_TextReading):
-    """The bare text."""
+class TextAnswer(_TextOfAnswer):
+    """The plain text, as the usual way sends it."""
 
-    def _understand(self, received: bytes) -> tuple[bytes, bytes]:
+    def _extract(self, received: bytes) -> tuple[bytes, bytes]:
         return received, b""
 
-    def _conclude(self, rest: bytes) -> None:
+    def _end(self, remaining: bytes) -> None:
         pass
 
 
-class WireReading(Reading):
+class UpstreamAnswer(ParsedAnswer):
     """The model service's own bytes."""
 
-    def _read(self, heard: Heard) -> None:
-        whole = bytearray()
-        for when, body in heard.bodies():
-            seen = max(0, len(whole) - 8)
-            whole += body
+    def _parse(self, answer: RawAnswer) -> None:
+        content = bytearray()
+        for when, body in answer.bodies():
+            counted_until = max(0, len(content) - 8)
+            content += body
             counted = self.arrived[-1][1] if self.arrived else 0
-            self.arrived.append((when, counted + whole.count(b'"obfuscat', seen)))
-        found = re.search(rb'"content":"(\d[\d.]*) "', whole)
+            self.arrived.append((when, counted + content.count(b'"obfuscat', counted_until)))
+        found = re.search(rb'"content":"(\d[\d.]*) "', content)
         if found is None:
             raise WrongAnswerError("there is no first token")
         self.due = float(found[1])
-        if whole != upstream.body().whole(self.due, self.plan.tokens):
+        if content != upstream.body().answer(self.due, self.plan.tokens):
             raise WrongAnswerError("the bytes are not those of the model service")
 
 
-type Read = Callable[[Heard], Reading]
+type ParseAnswer = Callable[[RawAnswer], ParsedAnswer]

@@ -1,4 +1,7 @@
-"""The processes of the benchmark: who runs where, and what CPU time and memory each has used."""
+"""The processes of the benchmark: what runs on which core, and the CPU time and memory that each has used.
+
+Every app runs in the worker of `local.functions_host`, and so on the platform's event loop, with its task factory.
+"""
 
 import asyncio
 import os
@@ -11,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from local.worker_client import Worker
-from tests.bench.load import Read, RelayReading, SeedReading, Target, WireReading
+from local.functions_host import Worker
+from tests.bench.load import ParseAnswer, RelayAnswer, Target, TextAnswer, UpstreamAnswer
 from tests.end_to_end.hosting import ROOT, bare_environment
 
 FOLDER: Final = Path(__file__).parent
 
-# Each app's folder, and how its answers are read. `--beside` adds another state of the relay.
-APPS: Final[dict[str, tuple[Path, Read]]] = {
-    "relay": (ROOT, RelayReading),
-    "seed": (FOLDER / "seed_app", SeedReading),
-    "copy": (FOLDER / "copy_app", WireReading),
+# Each app's folder, and the parser of its answers. `--beside` adds another state of the relay.
+APPS: Final[dict[str, tuple[Path, ParseAnswer]]] = {
+    "relay": (ROOT, RelayAnswer),
+    "usual way": (FOLDER / "usual_way_app", TextAnswer),
+    "byte copy": (FOLDER / "byte_copy_app", UpstreamAnswer),
 }
 
 
@@ -31,28 +34,33 @@ def cpu_seconds(pid: int) -> float:
 
 
 def waited_seconds(pid: int) -> float:
-    """How long a process's first thread, where the event loop is, was ready to run while others had its core."""
+    """How long a process's first thread, which runs the event loop, was ready to run while others used its core."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory of a process that is resident now."""
+    """The resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def event_loop(pid: int) -> str:
+    """The event loop of a worker: uvloop if it has loaded it."""
+    return "uvloop" if "/uvloop/" in Path(f"/proc/{pid}/maps").read_text() else "asyncio"
 
 
 _CORES: Final = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else [0]
 
 
-def stay_on_core(core: int) -> None:
-    """Let this process, and what it starts, run on one core only, where there is more than one."""
+def pin_to_core(core: int) -> None:
+    """Restrict this process, and those that it starts, to one core where there are several."""
     os.sched_setaffinity(0, {_CORES[core % len(_CORES)]})
 
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """What is started meanwhile runs on one core only."""
+    """Restrict the processes that are started inside to one core."""
     before = os.sched_getaffinity(0)
-    stay_on_core(core)
+    pin_to_core(core)
     try:
         yield
     finally:
@@ -60,7 +68,7 @@ def on_core(core: int) -> Iterator[None]:
 
 
 class ModelServiceProcess:
-    """The benchmark's model service; it runs on the core of the callers, who start it."""
+    """The benchmark's model service; it runs on the core of the load generator."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -77,7 +85,7 @@ class ModelServiceProcess:
     @property
     def direct(self) -> Target:
         """The model service itself as a target."""
-        return Target("direct", ("127.0.0.1", self.port), None, WireReading)
+        return Target("direct", ("127.0.0.1", self.port), None, UpstreamAnswer)
 
     def stop(self) -> None:
         """End it."""
@@ -86,11 +94,11 @@ class ModelServiceProcess:
 
 
 class App:
-    """An app in a worker of its own, with a core of its own."""
+    """An app in a worker of its own, on a core of its own."""
 
     def __init__(self, name: str, model_service: ModelServiceProcess) -> None:
         self.name = name
-        self.root, self._read = APPS[name]
+        self.root, self._parse = APPS[name]
         self._worker = Worker(self.root, app_environment(model_service.port), lambda _line: None)
 
     async def __aenter__(self) -> Self:
@@ -102,7 +110,7 @@ class App:
         connection = await self._worker.connect()
         address = connection.transport.get_extra_info("peername")
         connection.transport.close()
-        self.target = Target(self.name, address, self._worker, self._read)
+        self.target = Target(self.name, address, self._worker, self._parse)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -123,20 +131,20 @@ def app_environment(port: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """What the clocks say now: the wall's, and the CPU's of the app, the model service and the callers.
+class Clocks:
+    """Readings of the clocks in seconds: wall time, and CPU time of the app, the model service and the load generator.
 
-    `waited` is for how long the app has not had its core when it could have used it.
+    `waited` is for how long the app did not have its core when it could have used it.
     """
 
     wall: float
     app: float
     waited: float
     model_service: float
-    callers: float
+    load: float
 
     @classmethod
-    def now(cls, app: int, model_service: int) -> Self:
+    def read(cls, app: int, model_service: int) -> Self:
         """Read all of them; `app` and `model_service` are process ids."""
         return cls(
             time.monotonic(),
@@ -148,5 +156,5 @@ class Moment:
 
 
 async def settle() -> None:
-    """Let what the last scenario left behind come to its end."""
+    """Wait until the apps have finished their work on the last measurement."""
     await asyncio.sleep(0.2)

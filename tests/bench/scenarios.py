@@ -1,4 +1,4 @@
-"""What is measured, and what of it is compared: each scenario runs every target in turn, several times over."""
+"""The scenarios: each measures every target in turn, in several rounds, and verifies every answer."""
 
 import asyncio
 import os
@@ -11,27 +11,27 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.bench.load import Connection, Heard, Reading, Target
+from tests.bench.load import Connection, ParsedAnswer, RawAnswer, Target, WrongAnswerError
 from tests.bench.processes import (
     APPS,
     App,
+    Clocks,
     ModelServiceProcess,
-    Moment,
     app_environment,
     resident_bytes,
     settle,
 )
 from tests.bench.upstream import Plan
 
-SATURATED: Final = 0.9  # of a core, for the model service and the callers together, who share one
+SATURATED: Final = 0.9  # share of a core that the model service and the load generator use together
 
 
 @dataclass(slots=True)
 class Results:
-    """All figures of one scenario: `figures[what][target]`, one value a round.
+    """All figures of one scenario: `figures[metric][target]` has one value for each round.
 
-    `busy` is the share of their core that the model service and the callers used; `overwhelmed` are those that could
-    not keep the pace; `verified` counts the answers, each of which was what the model service said.
+    `busy` is the share of their core that the model service and the load generator used; `overwhelmed` are the targets
+    that could not keep the pace; `verified` counts the answers, all of which were verified.
     """
 
     name: str
@@ -41,52 +41,52 @@ class Results:
     overwhelmed: set[str] = field(default_factory=set)
     verified: int = 0
 
-    def add(self, what: str, target: str, value: float) -> None:
-        """Note one round's figure."""
-        self.figures[what][target].append(value)
+    def add(self, metric: str, target: str, value: float) -> None:
+        """Add the figure of one round."""
+        self.figures[metric][target].append(value)
 
-    def note(self, target: str, begin: Moment, end: Moment) -> None:
-        """Note how busy the others were meanwhile."""
-        others = (end.model_service - begin.model_service) + (end.callers - begin.callers)
-        self.busy[target].append(others / (end.wall - begin.wall))
+    def add_busy(self, target: str, begin: Clocks, end: Clocks) -> None:
+        """Add how busy the model service and the load generator were between the two readings."""
+        used = (end.model_service - begin.model_service) + (end.load - begin.load)
+        self.busy[target].append(used / (end.wall - begin.wall))
 
     def saturated(self, target: str) -> bool:
-        """Whether the model service and the callers were the bottleneck."""
+        """Whether the model service and the load generator were the bottleneck."""
         return self.busy_share(target) > SATURATED
 
     def busy_share(self, target: str) -> float:
-        """The median share of their core that the model service and the callers used for this target."""
+        """The median share of their core that the model service and the load generator used for this target."""
         return statistics.median(self.busy.get(target) or [0.0])
 
-    def median(self, what: str, target: str) -> float:
+    def median(self, metric: str, target: str) -> float:
         """The median over the rounds."""
-        return statistics.median(self.figures[what][target])
+        return statistics.median(self.figures[metric][target])
 
-    def ratio(self, what: str, target: str, to: str) -> float:
-        """The median of the rounds' own ratios: a noisy moment is in both of them."""
-        values = zip(self.figures[what][target], self.figures[what][to], strict=True)
+    def ratio(self, metric: str, target: str, to: str) -> float:
+        """The median of the ratios within each round, where noise affects both."""
+        values = zip(self.figures[metric][target], self.figures[metric][to], strict=True)
         return statistics.median(one / other for one, other in values)
 
     def as_document(self) -> dict[str, object]:
-        """The figures as JSON has them, in seconds, bytes and shares."""
+        """The figures for JSON, in seconds, bytes and shares."""
         return {"name": self.name, "title": self.title, "figures": self.figures, "busy": self.busy}
 
 
 @dataclass(slots=True)
 class Bench:
-    """The processes, and how long each window is."""
+    """The processes, the number of rounds, and the seconds of a turn."""
 
     apps: Sequence[App]
     model_service: ModelServiceProcess
     rounds: int
     seconds: float
 
-    def moment(self, app: App | None) -> Moment:
-        """The clocks' state."""
-        return Moment.now(os.getpid() if app is None else app.pid, self.model_service.pid)
+    def clocks(self, app: App | None) -> Clocks:
+        """The clocks now; None: there is no app in between."""
+        return Clocks.read(os.getpid() if app is None else app.pid, self.model_service.pid)
 
     def turns(self) -> Iterator[tuple[int, App]]:
-        """Each app in each round, every round in another order."""
+        """Each app in each round, in a different order in every round."""
         for number in range(self.rounds):
             order = list(self.apps)
             shift = number % len(order)
@@ -94,26 +94,31 @@ class Bench:
                 yield number, app
 
 
-def understood(results: Results, target: Target, answers: Sequence[Heard]) -> list[Reading]:
-    """Every answer, verified."""
-    readings = [target.read(heard) for heard in answers]
-    results.verified += len(readings)
-    return readings
+def verified(results: Results, target: Target, answers: Sequence[RawAnswer]) -> list[ParsedAnswer]:
+    """The answers, parsed and verified."""
+    try:
+        parsed = [target.parse(answer) for answer in answers]
+    except WrongAnswerError as error:
+        raise WrongAnswerError(f"{results.name}, {target.name}: {error}") from error
+    results.verified += len(parsed)
+    return parsed
 
 
-async def streams(target: Target, plan: Plan, count: int, spacing: float = 0.0) -> tuple[list[Heard], list[Connection]]:
+async def begin_streams(
+    target: Target, plan: Plan, count: int, spacing: float = 0.0
+) -> tuple[list[RawAnswer], list[Connection]]:
     """Begin `count` streams, `spacing` seconds apart."""
-    heard: list[Heard] = []
+    answers: list[RawAnswer] = []
     connections: list[Connection] = []
     for _ in range(count):
-        one, connection = await target.begin(plan)
-        heard.append(one)
+        answer, connection = await target.begin(plan)
+        answers.append(answer)
         connections.append(connection)
         await asyncio.sleep(spacing)
-    return heard, connections
+    return answers, connections
 
 
-async def finished(target: Target, connections: Sequence[Connection]) -> None:
+async def finish_streams(target: Target, connections: Sequence[Connection]) -> None:
     """Wait for the end of all of them."""
     await asyncio.gather(*(connection.done for connection in connections))
     for connection in connections:
@@ -121,33 +126,32 @@ async def finished(target: Target, connections: Sequence[Connection]) -> None:
 
 
 async def paced(bench: Bench, name: str, count: int, every: float, burst: int) -> Results:
-    """Streams with tokens at a pace: the app's CPU time for each token, and how late the tokens came."""
+    """Streams with tokens at a pace: the app's CPU time for each token, and the delay of the tokens."""
     together = f", {burst} together" if burst > 1 else ""
     results = Results(
-        name, f"{count} streams, a token every {every * 1000 / burst:g} ms{together}; CPU is for each token"
+        name, f"{count} streams, a token every {every * 1000 / burst:g} ms{together}; CPU time for each token"
     )
 
     async def window(target: Target, app: App | None) -> None:
-        starting = 0.3 + count * 0.006  # all of them have begun by then, unless the app is overwhelmed
+        starting = 0.3 + count * 0.006  # seconds until all have begun, unless the app is overwhelmed
         plan = Plan(int((starting + bench.seconds + 0.2) / every) * burst, every, burst)
-        heard, connections = await streams(target, plan, count, 0.005)
+        answers, connections = await begin_streams(target, plan, count, 0.005)
         await asyncio.sleep(0.3)
-        begin = bench.moment(app)
+        begin = bench.clocks(app)
         await asyncio.sleep(bench.seconds)
-        end = bench.moment(app)
-        _, late_ones = await asyncio.wait([connection.done for connection in connections], timeout=starting + 1)
-        if late_ones:
-            # The tokens of this window are not those that its CPU time was used for; all of them together are.
+        end = bench.clocks(app)
+        _, unfinished = await asyncio.wait([connection.done for connection in connections], timeout=starting + 1)
+        await finish_streams(target, connections)
+        if unfinished:
+            # CPU time was used for other tokens than those that arrived in this window: take all until the end.
             results.overwhelmed.add(target.name)
-            await finished(target, connections)
-            end = bench.moment(app)
-        await finished(target, connections)
-        readings = understood(results, target, heard)
-        tokens = sum(reading.between(begin.wall, end.wall) for reading in readings)
-        late = sorted(late for reading in readings for late in reading.lateness(begin.wall, end.wall))
-        results.note(target.name, begin, end)
-        results.add("late_p50", target.name, late[len(late) // 2])
-        results.add("late_p99", target.name, late[len(late) * 99 // 100])
+            end = bench.clocks(app)
+        parsed = verified(results, target, answers)
+        tokens = sum(answer.tokens_between(begin.wall, end.wall) for answer in parsed)
+        delays = sorted(delay for answer in parsed for delay in answer.delays(begin.wall, end.wall))
+        results.add_busy(target.name, begin, end)
+        results.add("delay_p50", target.name, delays[len(delays) // 2])
+        results.add("delay_p99", target.name, delays[len(delays) * 99 // 100])
         if app is not None:
             results.add("cpu", target.name, (end.app - begin.app) / tokens)
             results.add("core", target.name, (end.app - begin.app) / (end.wall - begin.wall))
@@ -166,18 +170,18 @@ async def paced(bench: Bench, name: str, count: int, every: float, burst: int) -
 
 
 async def flood(bench: Bench, name: str, count: int) -> Results:
-    """Streams whose tokens come as fast as they are taken."""
-    results = Results(name, f"{count} streams as fast as they go; CPU is for each token")
+    """Streams whose tokens are sent as fast as they are read."""
+    results = Results(name, f"{count} streams as fast as possible; CPU time for each token")
     for _, app in bench.turns():
-        # About as long for each of them; to the seed's pace a fraction is enough.
-        plan = Plan(int((400 if app.name == "seed" else 6000) * bench.seconds / 2 * 50 / count))
-        begin = bench.moment(app)
-        heard, connections = await streams(app.target, plan, count)
-        await finished(app.target, connections)
-        end = bench.moment(app)
-        understood(results, app.target, heard)
+        # About the same time for each app: the usual way is a fraction as fast.
+        plan = Plan(int((400 if app.name == "usual way" else 6000) * bench.seconds / 2 * 50 / count))
+        begin = bench.clocks(app)
+        answers, connections = await begin_streams(app.target, plan, count)
+        await finish_streams(app.target, connections)
+        end = bench.clocks(app)
+        verified(results, app.target, answers)
         tokens = count * plan.tokens
-        results.note(app.name, begin, end)
+        results.add_busy(app.name, begin, end)
         results.add("cpu", app.name, (end.app - begin.app) / tokens)
         results.add("per_second", app.name, tokens / (end.wall - begin.wall))
         await settle()
@@ -186,21 +190,21 @@ async def flood(bench: Bench, name: str, count: int) -> Results:
 
 async def requests(bench: Bench, name: str, *, at_once: int, tokens: int) -> Results:
     """Many short answers: the app's CPU time for each request."""
-    results = Results(name, f"answers of {tokens} tokens, {at_once} at once; CPU is for each answer")
+    results = Results(name, f"answers of {tokens} tokens, {at_once} at once; CPU time for each answer")
     plan = Plan(tokens)
 
-    async def caller(target: Target, number: int) -> list[Heard]:
-        return [await target.ask(plan) for _ in range(number)]
+    async def client(target: Target, number: int) -> list[RawAnswer]:
+        return [await target.request(plan) for _ in range(number)]
 
     for number, app in bench.turns():
         each = max(10, int(200 * bench.seconds / at_once))
         if number == 0:
-            await asyncio.gather(*(caller(app.target, 5) for _ in range(at_once)))
-        begin = bench.moment(app)
-        heard = await asyncio.gather(*(caller(app.target, each) for _ in range(at_once)))
-        end = bench.moment(app)
-        understood(results, app.target, [one for several in heard for one in several])
-        results.note(app.name, begin, end)
+            await asyncio.gather(*(client(app.target, 5) for _ in range(at_once)))
+        begin = bench.clocks(app)
+        answers = await asyncio.gather(*(client(app.target, each) for _ in range(at_once)))
+        end = bench.clocks(app)
+        verified(results, app.target, [answer for of_client in answers for answer in of_client])
+        results.add_busy(app.name, begin, end)
         results.add("cpu", app.name, (end.app - begin.app) / (at_once * each))
         results.add("per_second", app.name, at_once * each / (end.wall - begin.wall))
         await settle()
@@ -208,17 +212,17 @@ async def requests(bench: Bench, name: str, *, at_once: int, tokens: int) -> Res
 
 
 async def first_token(bench: Bench, name: str) -> Results:
-    """One request after the other: the time to its first token, with the app and without."""
-    results = Results(name, "one request after the other, through the app and directly at the model service")
+    """One request after the other: the time to the first token, with an app and without."""
+    results = Results(name, "one request after the other, to each app and directly to the model service")
     plan = Plan(3)
     direct = bench.model_service.direct
 
     async def window(target: Target) -> list[float]:
-        heard = []
+        answers = []
         for _ in range(int(100 * bench.seconds)):
-            heard.append(await target.ask(plan))
+            answers.append(await target.request(plan))
             await asyncio.sleep(0.002)
-        return sorted(reading.first for reading in understood(results, target, heard))
+        return sorted(answer.time_to_first_token for answer in verified(results, target, answers))
 
     for _, app in bench.turns():
         for target in (direct, app.target) if app is bench.apps[0] else (app.target,):
@@ -231,29 +235,28 @@ async def first_token(bench: Bench, name: str) -> Results:
 
 
 async def memory(bench: Bench, name: str) -> Results:
-    """Streams that are open: the app's memory for each, from the hundredth to the four hundredth."""
+    """The app's memory for each open stream, from the hundredth to the four hundredth."""
     results = Results(name, "open streams, from the hundredth to the four hundredth")
-    for number in range(max(1, bench.rounds // 3)):
-        del number
+    for _ in range(max(1, bench.rounds // 3)):
         async with AsyncExitStack() as stack:
             for app_name in APPS:
                 app = await stack.enter_async_context(App(app_name, bench.model_service))
                 plan = Plan(20, 0.4)
-                few, their = await streams(app.target, plan, 100, 0.005)
-                await asyncio.gather(*(connection.begun for connection in their))
+                first, first_connections = await begin_streams(app.target, plan, 100, 0.005)
+                await asyncio.gather(*(connection.begun for connection in first_connections))
                 await asyncio.sleep(0.5)
                 before = resident_bytes(app.pid)
-                many, other = await streams(app.target, plan, 300, 0.005)
-                await asyncio.gather(*(connection.begun for connection in other))
+                others, other_connections = await begin_streams(app.target, plan, 300, 0.005)
+                await asyncio.gather(*(connection.begun for connection in other_connections))
                 await asyncio.sleep(1)
                 results.add("bytes", app_name, (resident_bytes(app.pid) - before) / 300)
-                await finished(app.target, [*their, *other])
-                understood(results, app.target, few + many)
+                await finish_streams(app.target, [*first_connections, *other_connections])
+                verified(results, app.target, first + others)
     return results
 
 
-# Run by a fresh interpreter in the app's folder. `worker` imports what the worker has imported before the app.
-_IMPORTING: Final = """
+# Run by a new interpreter in the app's folder. `worker`: what the worker imports before the app is imported first.
+_IMPORT_SCRIPT: Final = """
 import sys, time
 sys.path.insert(0, ".")
 if {worker}:
@@ -266,25 +269,25 @@ print(time.process_time() - begin)
 
 
 async def cold_start(bench: Bench, name: str) -> Results:
-    """The app's import in a fresh interpreter (CPU time), and the way from nothing to the first answer."""
-    results = Results(name, "a fresh interpreter imports the app; a fresh worker gives its first answer")
+    """CPU time for the app's import in a new interpreter, and for the first answer of a new worker."""
+    results = Results(name, "a new interpreter imports the app; a new worker sends its first answer")
     environment = app_environment(bench.model_service.port)
     for number in range(2 * bench.rounds + 1):
         for app_name, (folder, _) in APPS.items():
-            for what, worker in (("import", False), ("import_in_worker", True)):
-                command = [sys.executable, "-P", "-c", _IMPORTING.format(worker=worker)]
+            for metric, worker in (("import", False), ("import_in_worker", True)):
+                command = [sys.executable, "-P", "-c", _IMPORT_SCRIPT.format(worker=worker)]
                 done = await asyncio.to_thread(
                     subprocess.run, command, cwd=folder, env=environment, capture_output=True, check=True
                 )
-                if number:  # the first one writes the byte code down
-                    results.add(what, app_name, float(done.stdout))
+                if number:  # the first one writes the bytecode files
+                    results.add(metric, app_name, float(done.stdout))
     for _ in range(bench.rounds):
         for app_name in APPS:
             async with App(app_name, bench.model_service) as app:
-                begin = bench.moment(app)
-                heard = await app.target.ask(Plan(3))
-                end = bench.moment(app)
-                understood(results, app.target, [heard])
+                begin = bench.clocks(app)
+                answer = await app.target.request(Plan(3))
+                end = bench.clocks(app)
+                verified(results, app.target, [answer])
                 results.add("start_cpu", app_name, end.app)
                 results.add("first_request_cpu", app_name, end.app - begin.app)
     return results

@@ -1,7 +1,7 @@
-"""The model service of the benchmark: Azure's wire from bytes made beforehand, so that it is never what is measured.
+"""The model service of the benchmark: it sends bytes that were prepared in advance, so that it is not what is measured.
 
-The prompt says how the answer comes (`Plan`). The first token is the time at which it was due, so that whoever reads
-the answer can tell how late each of the others is.
+The prompt contains the pace of the answer (`Plan`). The first token is the time at which it was due, from which the
+load generator computes the delay of each token.
 """
 
 import argparse
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, cast
 
-from local.wire import Choice, Event, Reply, Token, plain_frame
+from local.model_service.steps import DONE, Event, Token, sse_frame
+from local.model_service.wires.chat_completions import ChatReply, Choice
 
 _MODEL: Final = "gpt-5.4-mini-2026-03-17"
-_VOCABULARY: Final = 4096  # tokens; a longer answer begins again
+_VOCABULARY: Final = 4096  # tokens; a longer answer repeats them
 _WORDS: Final = (
     " the", " of", " and", " a", " stream", " token", ",", ".", " model", " answer", "ing", " is", " quick", " brown",
     " fox", " jumps", " grün", "—", " 東京", " 🦊", ' "so"', "\n\n", " back\\slash", " naïve", " it", " in", " that",
@@ -27,7 +28,7 @@ _WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How an answer comes: `tokens` in all, `burst` of them together every `every` seconds (0: as fast as they go)."""
+    """The pace of an answer of `tokens`: `burst` of them together every `every` seconds (0: as fast as possible)."""
 
     tokens: int
     every: float = 0.0
@@ -35,67 +36,66 @@ class Plan:
 
     @property
     def prompt(self) -> str:
-        """The prompt that asks for it."""
+        """The prompt that contains the plan."""
         return f"plan {self.tokens} {self.every:g} {self.burst} end"
 
     @classmethod
-    def read(cls, request: bytes) -> "Plan":
-        """Find it in a request."""
+    def parse(cls, request: bytes) -> "Plan":
+        """The plan in a request."""
         found = re.search(rb"plan (\d+) ([0-9.e-]+) (\d+) end", request)
         if found is None:
-            raise ValueError("the request's prompt has no plan in it")
+            raise ValueError("there is no plan in the request")
         return cls(int(found[1]), float(found[2]), int(found[3]))
 
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """The tokens, in the order in which every answer has them."""
+    """The tokens of every answer, in order."""
     dice = random.Random(1)
     return tuple(dice.choice(_WORDS) for _ in range(_VOCABULARY))
 
 
 def first_token(due: float) -> str:
-    """The first token of an answer: when it was due, in seconds of the monotonic clock."""
+    """The first token of an answer: the time at which it was due, in seconds of the monotonic clock."""
     return f"{due:.6f} "
 
 
 def text(tokens: int) -> str:
-    """An answer's text after its first token; `tokens` counts the first one."""
-    words, rest = vocabulary(), tokens - 1
-    return "".join(words) * (rest // _VOCABULARY) + "".join(words[: rest % _VOCABULARY])
+    """The text of an answer after its first token; `tokens` includes the first one."""
+    others = tokens - 1
+    return "".join(vocabulary()) * (others // _VOCABULARY) + "".join(vocabulary()[: others % _VOCABULARY])
 
 
-class Wire:
-    """An answer's bytes; `frame` puts each event where it goes."""
+class EncodedAnswers:
+    """The bytes of answers; `frame` is applied to each event."""
 
     def __init__(self, frame: Callable[[bytes], bytes]) -> None:
-        self._reply = Reply(model=_MODEL, choices=[Choice((), "stop")], prompt_tokens=17, include_usage=True)
+        self._reply = ChatReply(model=_MODEL, choices=[Choice((), "stop")], prompt_tokens=17, include_usage=True)
         self._reply.id, self._reply.created = "chatcmpl-CkT3v0mJqXHk2sVb9fYdLrZ8nW1uP", 1767225600
         self._frame = frame
-        self.tokens = tuple(self.token(word) for word in vocabulary())
+        self.tokens = tuple(self.token(token) for token in vocabulary())
         self.before = self._event(self._reply.prompt_filter()) + self._event(self._reply.role(0))
-        end = (self._reply.finish(0), self._reply.usage_event(), Event("done", b"[DONE]"))
-        self.after = b"".join(map(self._event, end))
+        self.after = b"".join(map(self._event, (self._reply.finish(0), self._reply.usage_event(), DONE)))
 
     def _event(self, event: Event) -> bytes:
-        return self._frame(plain_frame(event.payload))
+        return self._frame(sse_frame(event.payload))
 
-    def token(self, word: str) -> bytes:
+    def token(self, text: str) -> bytes:
         """The bytes of one token."""
-        return self._event(Event("content", self._reply.token(Token(word))))
+        return self._event(Event("content", self._reply.token(Token(text))))
 
-    def whole(self, due: float, tokens: int) -> bytes:
-        """The bytes of a whole answer."""
-        return self.before + self.token(first_token(due)) + self.some(0, tokens - 1) + self.after
+    def answer(self, due: float, tokens: int) -> bytes:
+        """The bytes of a complete answer."""
+        return self.before + self.token(first_token(due)) + self.tokens_between(0, tokens - 1) + self.after
 
-    def some(self, begin: int, end: int) -> bytes:
-        """The bytes of the tokens from `begin` to `end`, counted without the first."""
+    def tokens_between(self, begin: int, end: int) -> bytes:
+        """The bytes of the tokens from `begin` to `end`, counted without the first one."""
         begin, end = begin % _VOCABULARY, begin % _VOCABULARY + end - begin
-        pieces = self.tokens[begin:end]
+        tokens = self.tokens[begin:end]
         while end > _VOCABULARY:
             end -= _VOCABULARY
-            pieces += self.tokens[:end]
-        return b"".join(pieces)
+            tokens += self.tokens[:end]
+        return b"".join(tokens)
 
 
 def _chunk(event: bytes) -> bytes:
@@ -103,15 +103,15 @@ def _chunk(event: bytes) -> bytes:
 
 
 @cache
-def wire() -> Wire:
-    """The bytes as they are sent: each event in a chunk of its own, as Azure sends them."""
-    return Wire(_chunk)
+def wire() -> EncodedAnswers:
+    """The bytes as they are sent: each event in an HTTP chunk of its own, as Azure sends them."""
+    return EncodedAnswers(_chunk)
 
 
 @cache
-def body() -> Wire:
-    """The bytes as a client's HTTP library gives them."""
-    return Wire(bytes)
+def body() -> EncodedAnswers:
+    """The bytes as an HTTP client receives them, without chunks."""
+    return EncodedAnswers(bytes)
 
 
 _HEAD: Final = (
@@ -120,7 +120,7 @@ _HEAD: Final = (
     b"x-ms-region: Sweden Central\r\nx-ratelimit-remaining-requests: 9999\r\nx-ratelimit-remaining-tokens: 999999\r\n"
     b"strict-transport-security: max-age=31536000; includeSubDomains\r\nx-content-type-options: nosniff\r\n\r\n"
 )
-_AT_ONCE: Final = 64  # tokens of a flood in one write: about 25 kB
+_FLOOD_WRITE: Final = 64  # tokens in one write of a flood: about 25 kB
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 
@@ -145,22 +145,24 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        head, found, asked = self._received.partition(b"\r\n\r\n")
+        head, found, body = self._received.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
-        if found and length and len(asked) >= int(length[1]):
+        if found and length and len(body) >= int(length[1]):
             self._received = b""
-            self._begin(Plan.read(asked))
+            self._begin(Plan.parse(body))
 
     def _begin(self, plan: Plan) -> None:
         self._plan = plan
         self._due = self._loop.time()
         self._sent = min(plan.burst, plan.tokens)
-        begin = _HEAD + wire().before + wire().token(first_token(self._due)) + wire().some(0, self._sent - 1)
+        begin = _HEAD + wire().before + wire().token(first_token(self._due)) + wire().tokens_between(0, self._sent - 1)
         if plan.every:
             self._transport.write(begin)
             self._schedule()
-        elif plan.tokens <= _AT_ONCE:
-            self._transport.write(begin + wire().some(self._sent - 1, plan.tokens - 1) + wire().after + b"0\r\n\r\n")
+        elif plan.tokens <= _FLOOD_WRITE:
+            self._transport.write(
+                begin + wire().tokens_between(self._sent - 1, plan.tokens - 1) + wire().after + b"0\r\n\r\n"
+            )
         else:
             self._transport.write(begin)
             self._flooding = True
@@ -172,7 +174,7 @@ class _Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         end = min(self._sent + self._plan.burst, self._plan.tokens)
-        content = wire().some(self._sent - 1, end - 1)
+        content = wire().tokens_between(self._sent - 1, end - 1)
         self._sent = end
         if end < self._plan.tokens:
             self._transport.write(content)
@@ -182,8 +184,8 @@ class _Connection(asyncio.Protocol):
 
     def _flood(self) -> None:
         while self._flooding and not self._full:
-            end = min(self._sent + _AT_ONCE, self._plan.tokens)
-            content = wire().some(self._sent - 1, end - 1)
+            end = min(self._sent + _FLOOD_WRITE, self._plan.tokens)
+            content = wire().tokens_between(self._sent - 1, end - 1)
             self._sent = end
             if end == self._plan.tokens:
                 self._flooding = False
@@ -202,10 +204,10 @@ async def _serve() -> None:
     wire()
     server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0, backlog=2048)
     print(server.sockets[0].getsockname()[1], flush=True)
-    # Whoever started this holds the other end of stdin, and takes it along.
-    gone = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), gone.set)
-    await gone.wait()
+    # stdin closes when the process that started this one ends.
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), ended.set)
+    await ended.wait()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The chat page in a browser as a reader sees it: what can be done there, and what must never happen there."""
+"""Page object for the chat page in a browser: user actions, locators, and checks for unwanted side effects."""
 
 import re
 from collections.abc import Sequence
@@ -7,58 +7,58 @@ from urllib.parse import urlsplit
 
 from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, Request, expect
 
-# Chromium writes one for each answer of 400 and above; the page is tested on what it makes of them.
-_EXPECTED_ERROR = re.compile(r"Failed to load resource")
+# Chromium logs this for each response with status 400 or above; the tests check how the page handles these.
+_EXPECTED_CONSOLE_ERROR = re.compile(r"Failed to load resource")
 
-# What rendered Markdown may consist of; anything else would be markup that the model's text has become.
-_ELEMENTS = {
+# The elements and attributes that rendered Markdown may contain; any other would be HTML injected by the model's text.
+_ALLOWED_ELEMENTS = {
     "a", "blockquote", "br", "button", "code", "del", "div", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre",
     "span", "strong", "svg", "table", "tbody", "td", "th", "thead", "tr", "ul", "use",
 }  # fmt: skip
-_ATTRIBUTES = {
-    "aria-hidden", "aria-label", "class", "data-deed", "data-told", "dir", "href", "rel", "role", "scope", "start",
+_ALLOWED_ATTRIBUTES = {
+    "aria-hidden", "aria-label", "class", "data-action", "data-copied", "dir", "href", "rel", "role", "scope", "start",
     "tabindex", "target", "type",
 }  # fmt: skip
 
 
 class ChatPage:
-    """One tab with the chat page. `left_app` holds the addresses of requests that went anywhere but to the app."""
+    """One tab with the chat page. `external_requests` holds the URLs of requests to anything but the app."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.url = url
         self.requests: list[Request] = []
-        self.left_app: list[str] = []
-        self.complaints: list[str] = []  # errors, broken policies and dialogs; none is ever expected
-        self.expected: list[str] = []  # parts of complaints that a test provokes
-        page.on("request", self._requested)
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
-        page.on("dialog", self._dialog)
+        self.external_requests: list[str] = []
+        self.unexpected_events: list[str] = []  # errors, CSP violations and dialogs
+        self.expected_events: list[str] = []  # substrings of events that a test provokes on purpose
+        page.on("request", self._on_request)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.unexpected_events.append(f"error: {error}"))
+        page.on("dialog", self._on_dialog)
 
-    # ── What a reader does ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── User actions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:
-        """Load the page and wait until it knows the models."""
+        """Load the page and wait until it has fetched the models."""
         async with self.page.expect_response("**/v1/models"):
             await self.page.goto(self.url + "/chat")
 
     async def ask(self, text: str) -> None:
-        """Write a message and send it."""
+        """Type a message and send it."""
         await self.prompt.fill(text)
         await self.prompt.press("Enter")
 
     async def ask_and_wait(self, text: str) -> None:
         """Send a message and wait until its answer is complete."""
-        answered = await self.answers.count()
+        index = await self.answers.count()
         await self.ask(text)
-        await self.is_done(answered)
+        await self.wait_until_done(index)
 
-    async def choose(self, model: str) -> None:
-        """Choose a model."""
-        await self.models.select_option(model)
+    async def choose_model(self, model: str) -> None:
+        """Select a model."""
+        await self.model_select.select_option(model)
 
-    # ── What there is ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Locators ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def prompt(self) -> Locator:
@@ -66,13 +66,13 @@ class ChatPage:
         return self.page.get_by_label("Message", exact=True)
 
     @property
-    def models(self) -> Locator:
-        """The choice of models."""
+    def model_select(self) -> Locator:
+        """The model selector."""
         return self.page.get_by_label("Model", exact=True)
 
     @property
     def answers(self) -> Locator:
-        """Each answer, with all that surrounds it."""
+        """All answers, each with its status, notices and toolbar."""
         return self.page.locator(".answer")
 
     @property
@@ -81,32 +81,32 @@ class ChatPage:
         return self.answers.last
 
     @property
-    def words(self) -> Locator:
-        """The words of the last answer."""
-        return self.answer.locator(".words")
+    def answer_text(self) -> Locator:
+        """The rendered Markdown of the last answer."""
+        return self.answer.locator(".markdown")
 
     @property
     def failure(self) -> Locator:
-        """What the last answer says of its failure."""
+        """The error message of the last answer."""
         return self.answer.locator(".failure")
 
     def button(self, name: str, within: Locator | None = None) -> Locator:
-        """A button by what it is called."""
+        """The button with this accessible name."""
         return (within or self.page).get_by_role("button", name=name, exact=True)
 
-    async def is_done(self, index: int = -1) -> None:
+    async def wait_until_done(self, index: int = -1) -> None:
         """Wait until the answer is complete."""
         await expect(self.answers.nth(index)).to_have_attribute("aria-busy", "false")
-        await expect(self.answers.nth(index).locator(".measures")).to_be_visible()
+        await expect(self.answers.nth(index).locator(".metrics")).to_be_visible()
 
-    async def stored(self) -> str:
-        """All that the tab remembers."""
+    async def session_storage(self) -> str:
+        """The tab's session storage as JSON."""
         return str(await self.page.evaluate("JSON.stringify(Object.entries(sessionStorage))"))
 
-    async def rendered(self) -> str:
-        """The markup of the last answer's words, attributes in alphabetical order."""
+    async def answer_html(self) -> str:
+        """The HTML of the last answer, with attributes in alphabetical order."""
         return str(
-            await self.words.evaluate(
+            await self.answer_text.evaluate(
                 """root => {
                     const copy = root.cloneNode(true);
                     for (const each of copy.querySelectorAll('*')) {
@@ -119,15 +119,15 @@ class ChatPage:
             )
         )
 
-    async def stays_inert(self) -> None:
-        """The words are made of nothing but plain elements, and every link leads where a link may."""
-        found: Sequence[tuple[str, dict[str, str]]] = await self.words.evaluate(
+    async def assert_answer_is_inert(self) -> None:
+        """Check that the answer contains only allowed elements and attributes, and links only to allowed schemes."""
+        found: Sequence[tuple[str, dict[str, str]]] = await self.answer_text.evaluate(
             "root => [...root.querySelectorAll('*')].map(each => "
             "[each.localName, Object.fromEntries([...each.attributes].map(({name, value}) => [name, value]))])"
         )
         for element, attributes in found:
-            assert element in _ELEMENTS, f"<{element}> came out of Markdown: {await self.rendered()}"
-            assert attributes.keys() <= _ATTRIBUTES, f"<{element}> has {attributes}"
+            assert element in _ALLOWED_ELEMENTS, f"<{element}> was rendered from Markdown: {await self.answer_html()}"
+            assert attributes.keys() <= _ALLOWED_ATTRIBUTES, f"<{element}> has {attributes}"
             if element == "use":
                 assert attributes["href"].startswith("#icon-"), attributes
             elif "href" in attributes:
@@ -135,30 +135,30 @@ class ChatPage:
                 assert attributes["rel"] == "noopener noreferrer nofollow"
                 assert attributes["target"] == "_blank"
 
-    def is_clean(self) -> None:
-        """Nothing went wrong that nobody sees: no error, no broken policy, no dialog, no request to elsewhere."""
-        unexpected = [each for each in self.complaints if not any(part in each for part in self.expected)]
+    def assert_clean(self) -> None:
+        """Check that there was no unexpected error, CSP violation, dialog or external request."""
+        unexpected = [each for each in self.unexpected_events if not any(part in each for part in self.expected_events)]
         assert unexpected == []
-        assert self.left_app == []
+        assert self.external_requests == []
 
-    # ── What is noted ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Event handlers ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _requested(self, request: Request) -> None:
+    def _on_request(self, request: Request) -> None:
         self.requests.append(request)
         if not request.url.startswith((self.url + "/", "data:")):
-            self.left_app.append(request.url)
+            self.external_requests.append(request.url)
 
-    def _said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and not _EXPECTED_ERROR.search(message.text):
-            self.complaints.append(f"{message.type}: {message.text}")
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not _EXPECTED_CONSOLE_ERROR.search(message.text):
+            self.unexpected_events.append(f"{message.type}: {message.text}")
 
-    async def _dialog(self, dialog: Any) -> None:
-        self.complaints.append(f"dialog: {dialog.message}")
+    async def _on_dialog(self, dialog: Any) -> None:
+        self.unexpected_events.append(f"dialog: {dialog.message}")
         await dialog.dismiss()
 
 
 async def new_tab(context: BrowserContext, url: str) -> ChatPage:
-    """A tab of this context with the chat page open."""
+    """Open the chat page in a new tab of this context."""
     chat = ChatPage(await context.new_page(), url)
     await chat.open()
     return chat

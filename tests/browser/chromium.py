@@ -1,5 +1,5 @@
-"""Where the browser is, how it is started, and what happens where there is none: under CI (`CI=true`) the tests fail,
-anywhere else they skip and say what is missing."""
+"""Finds Chromium, with the flags to start it. Without a browser the tests fail in CI (`CI=true`) and are skipped
+elsewhere."""
 
 import os
 import shutil
@@ -8,25 +8,25 @@ from typing import NoReturn
 import pytest
 
 FLAGS = (
-    "--no-sandbox",  # containers, CI's among them, run as root
+    "--no-sandbox",  # containers, including those in CI, run as root
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    # Whatever a page may try to fetch from elsewhere finds nobody there.
+    # Requests to any other host fail in name resolution.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
-def missing(reason: str) -> NoReturn:
-    """Skip this test, or fail it under CI."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip this test, or fail it in CI."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
-def program() -> str | None:
-    """The system's Chromium or Chrome, None where there is none."""
+def executable_path() -> str | None:
+    """The system's Chromium or Chrome, or None when it is not installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

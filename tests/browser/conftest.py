@@ -1,7 +1,7 @@
-"""What the browser tests are given: Chromium, tabs with the chat page, and the app on its host with the model service.
+"""Fixtures of the browser tests: Chromium, tabs with the chat page, and the app on its host with the model service.
 
-The browser lives as long as the session, so all of it runs in the session's event loop. Where there is no browser the
-tests skip and say what is missing; under CI (`CI=true`) they fail instead.
+The browser lives as long as the session, so everything runs in the session's event loop. Without a browser the tests
+are skipped; in CI (`CI=true`) they fail instead.
 """
 
 import importlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 if os.environ.get("CI") == "true":
     for module in ("playwright", "axe_playwright_python"):
-        importlib.import_module(module)  # fails here, where the test modules would skip
+        importlib.import_module(module)  # fails here, whereas the test modules would be skipped
 
 __all__ = ("app_settings", "functions_app", "model_service_port")
 
@@ -34,10 +34,10 @@ async def browser() -> AsyncIterator["Browser"]:
     """Headless Chromium."""
     from playwright.async_api import async_playwright, expect
 
-    executable = chromium.program()
+    executable = chromium.executable_path()
     if executable is None:
-        chromium.missing("no Chromium here: apt-get install chromium")
-    expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
+        chromium.skip_or_fail("Chromium is not installed: apt-get install chromium")
+    expect.set_options(timeout=20_000)  # allows for a busy machine
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=executable, args=list(chromium.FLAGS))
         yield browser
@@ -46,13 +46,13 @@ async def browser() -> AsyncIterator["Browser"]:
 
 @pytest.fixture(scope="session")
 def app(functions_app: Callable[..., HostedApp], app_settings: Mapping[str, str]) -> HostedApp:
-    """A host with the app, quick to answer 200 and to ping, so that waiting can be seen without waiting long."""
+    """A host with the app, with a short commit wait and ping interval to keep the tests fast."""
     return functions_app(env={**app_settings, "COMMIT_WAIT_SECONDS": "0.3", "PING_INTERVAL_SECONDS": "0.2"})
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def model_service(model_service_port: int) -> AsyncIterator[ModelService]:
-    """The simulated model service, new for this test."""
+    """A new simulated model service for this test."""
     async with ModelService(port=model_service_port, tokens_per_second=0) as service:
         yield service
 
@@ -63,7 +63,7 @@ async def open_chat(
 ) -> AsyncIterator[Callable[..., Awaitable["ChatPage"]]]:
     """Opens the chat page of `app`, or of another host, in a new browser context with Playwright's `options`.
 
-    At the end of the test, every page must be clean.
+    At the end of the test, every page is checked with `assert_clean`.
     """
     from tests.browser.chat_page import ChatPage, new_tab
 
@@ -80,7 +80,7 @@ async def open_chat(
     for chat in pages:
         await chat.page.context.close()
     for chat in pages:
-        chat.is_clean()
+        chat.assert_clean()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

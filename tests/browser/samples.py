@@ -1,4 +1,4 @@
-"""Markdown that has every construct which the chat page knows."""
+"""Markdown with every construct that the chat page supports."""
 
 EVERYTHING = """\
 # First *level*
@@ -25,7 +25,7 @@ break.
 - [ ] to do
 
 > A quote
-goes on lazily
+with a lazy continuation line
 >
 > - with a list
 

@@ -1,11 +1,11 @@
-"""For everybody: screen readers, the keyboard alone, dark and light, a phone's width, right-to-left text."""
+"""Accessibility: screen readers, keyboard, colour schemes, phone widths, right-to-left text, reduced motion."""
 
 import re
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from local.model_service import BY_HAND, EVERY, ModelService
+from local.model_service import ANY_DEPLOYMENT, MANUAL_PACE, ModelService
 
 pytest.importorskip("playwright", reason="pip install -r tests/browser/requirements.txt")
 pytest.importorskip("axe_playwright_python", reason="pip install -r tests/browser/requirements.txt")
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 type OpenChat = Callable[..., Awaitable[ChatPage]]
 
 
-async def is_accessible(chat: ChatPage) -> None:
-    """Axe finds nothing serious or critical. The policy must not stand in its way: open with `bypass_csp`."""
+async def assert_accessible(chat: ChatPage) -> None:
+    """Check that axe finds nothing serious or critical. The page's CSP blocks axe: open the page with `bypass_csp`."""
     found = await Axe().run(chat.page)
     violations = [
         f"{each['id']}: {each['help']}: {[node['html'][:160] for node in each['nodes']]}"
@@ -38,68 +38,68 @@ async def test_axe_finds_no_serious_violation(
     open_chat: OpenChat, model_service: ModelService, scheme: str, width: int
 ) -> None:
     chat = await open_chat(color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
-    await is_accessible(chat)
+    await assert_accessible(chat)
     model_service.answer(EVERYTHING)
     await chat.ask_and_wait("Everything")
-    # Not by the model service: the app would remember that it is busy.
+    # Not a fault of the model service: the app would then put the backend into cool-down.
     await chat.page.route("**/stream", lambda route: route.fulfill(status=429, headers={"retry-after": "60"}))
     await chat.ask("Fail")
     await expect(chat.failure).to_be_visible()
     await chat.page.unroute("**/stream")
-    await chat.choose(BY_HAND)
+    await chat.choose_model(MANUAL_PACE)
     await chat.ask("Go on")
     model_service.release(5)
-    await expect(chat.words).to_have_text(re.compile("First"))
-    await is_accessible(chat)
+    await expect(chat.answer_text).to_have_text(re.compile("First"))
+    await assert_accessible(chat)
     await chat.page.keyboard.press("Escape")
     await chat.button("Edit").first.click()
     await chat.button("Settings").click()
-    await is_accessible(chat)
+    await assert_accessible(chat)
     await chat.button("Enter a key").click()
-    await is_accessible(chat)
+    await assert_accessible(chat)
 
 
-async def test_a_screen_reader_hears_states_and_answers_and_no_single_token(
+async def test_screen_reader_announces_states_and_answers_but_no_single_tokens(
     chat: ChatPage, model_service: ModelService
 ) -> None:
     await chat.page.evaluate(
         """() => {
-            window.heard = [];
+            window.announcements = [];
             const live = [...document.querySelectorAll('[aria-live]:not([aria-live=off]), [role=status], [role=alert]')];
             for (const each of live) new MutationObserver(() => {
-                if (each.textContent) window.heard.push(each.textContent);
+                if (each.textContent) window.announcements.push(each.textContent);
             }).observe(each, { childList: true, characterData: true, subtree: true });
         }"""  # noqa: E501
     )
     tokens = [f"word{number} " for number in range(40)]
     model_service.tokens_per_second = 100
     model_service.answer(tokens)
-    await chat.ask_and_wait("Speak")
+    await chat.ask_and_wait("Count")
     await expect(chat.page.get_by_role("status")).to_contain_text("Answer complete")
-    heard = await chat.page.evaluate("window.heard")
-    assert heard[0] == "Message sent"
-    assert heard[-1] == "Answer complete. " + "".join(tokens).strip()
-    assert set(heard[1:-1]) <= {"Thinking", "Writing"}
+    announcements = await chat.page.evaluate("window.announcements")
+    assert announcements[0] == "Message sent"
+    assert announcements[-1] == "Answer complete. " + "".join(tokens).strip()
+    assert set(announcements[1:-1]) <= {"Thinking", "Writing"}
     assert await chat.page.get_by_role("log").get_attribute("aria-live") == "off"
 
 
-async def test_the_keyboard_alone_will_do(chat: ChatPage, model_service: ModelService) -> None:
+async def test_page_can_be_used_with_the_keyboard_alone(chat: ChatPage, model_service: ModelService) -> None:
     press = chat.page.keyboard.press
     await expect(chat.prompt).to_be_focused()
     model_service.answer("Some code:\n\n```text\nx\n```")
     await chat.page.keyboard.type("Hello")
     await press("Enter")
-    await chat.is_done()
-    # Backwards from the message field, each stop in the order of the page, and none of them holds the focus.
-    stops = []
+    await chat.wait_until_done()
+    # Shift+Tab from the message field visits each control in page order and is never trapped.
+    focused = []
     for _ in range(9):
         await press("Shift+Tab")
-        stops.append(
+        focused.append(
             await chat.page.evaluate(
                 "(document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent).trim()"
             )
         )
-    assert stops == [
+    assert focused == [
         "Retry",
         "Copy",
         "Code, text",
@@ -113,7 +113,7 @@ async def test_the_keyboard_alone_will_do(chat: ChatPage, model_service: ModelSe
     await expect(chat.page.get_by_role("link", name="Skip to the message field")).to_be_in_viewport()
     await press("Enter")
     await expect(chat.prompt).to_be_focused()
-    # A dialog is closed by Escape, and the focus is where it can be of use.
+    # Escape closes a dialog and returns the focus to the message field.
     await chat.button("Settings").focus()
     await press("Enter")
     await expect(chat.page.get_by_role("dialog", name="Settings")).to_be_visible()
@@ -122,7 +122,7 @@ async def test_the_keyboard_alone_will_do(chat: ChatPage, model_service: ModelSe
     await expect(chat.prompt).to_be_focused()
 
 
-async def test_what_has_the_focus_can_be_seen(chat: ChatPage) -> None:
+async def test_focus_is_visible(chat: ChatPage) -> None:
     for _ in range(7):
         await chat.page.keyboard.press("Tab")
         outlined = await chat.page.evaluate(
@@ -135,14 +135,14 @@ async def test_what_has_the_focus_can_be_seen(chat: ChatPage) -> None:
         )
         assert outlined
     await chat.prompt.focus()
-    edge = "getComputedStyle(document.querySelector('.composer')).borderTopColor"
-    focused = await chat.page.evaluate(edge)
+    border_colour = "getComputedStyle(document.querySelector('.composer')).borderTopColor"
+    focused = await chat.page.evaluate(border_colour)
     await chat.button("New chat").focus()
-    assert await chat.page.evaluate(edge) != focused
+    assert await chat.page.evaluate(border_colour) != focused
 
 
 @pytest.mark.parametrize("width", [360, 320])
-async def test_a_phone_shows_all_without_scrolling_sideways(
+async def test_phone_layout_does_not_scroll_horizontally(
     open_chat: OpenChat, model_service: ModelService, width: int
 ) -> None:
     chat = await open_chat(viewport={"width": width, "height": 640}, has_touch=True, is_mobile=True)
@@ -151,15 +151,21 @@ async def test_a_phone_shows_all_without_scrolling_sideways(
         EVERYTHING
         + f"\n\n{long * 2}\n\n| {long} | {long} |\n|---|---|\n| a | b |\n\n`{long}`\n\nhttps://example.com/{long}"
     )
-    overflow = f"document.documentElement.scrollWidth - {width}"  # a phone widens its own idea of `innerWidth`
+    overflow = f"document.documentElement.scrollWidth - {width}"  # on a phone, overflow widens `innerWidth`
     assert await chat.page.evaluate(overflow) <= 0
     await chat.ask_and_wait(long)
     assert await chat.page.evaluate(overflow) <= 0
-    model_service.faults[EVERY] = "500"
+    model_service.faults[ANY_DEPLOYMENT] = "500"
     await chat.ask("Fail")
     await expect(chat.failure).to_be_visible()
     assert await chat.page.evaluate(overflow) <= 0
-    for control in (chat.button("Send"), chat.button("Settings"), chat.button("New chat"), chat.prompt, chat.models):
+    for control in (
+        chat.button("Send"),
+        chat.button("Settings"),
+        chat.button("New chat"),
+        chat.prompt,
+        chat.model_select,
+    ):
         box = await control.bounding_box()
         assert box is not None
         assert box["x"] >= 0
@@ -170,13 +176,13 @@ async def test_a_phone_shows_all_without_scrolling_sideways(
     assert await chat.page.evaluate(overflow) <= 0
 
 
-async def test_each_block_has_the_direction_of_its_own_text(chat: ChatPage, model_service: ModelService) -> None:
+async def test_each_block_has_the_direction_of_its_text(chat: ChatPage, model_service: ModelService) -> None:
     model_service.answer(
         "مرحبا بالعالم\n\n- قائمة\n- عناصر\n\n> اقتباس\n\n| عمود | آخر |\n|---|---|\n| ١ | ٢ |\n\n"
         "```python\nprint('x')\n```\n\nGrüße aus Köln, groß und übel.\n\n1. eins\n2. zwei"
     )
     await chat.ask_and_wait("اكتب فقرة")
-    directions = await chat.words.evaluate(
+    directions = await chat.answer_text.evaluate(
         "root => [...root.children].map(each => [each.localName, getComputedStyle(each).direction])"
     )
     assert directions == [
@@ -191,15 +197,12 @@ async def test_each_block_has_the_direction_of_its_own_text(chat: ChatPage, mode
     assert await chat.page.locator(".bubble").evaluate("each => getComputedStyle(each).direction") == "rtl"
     await chat.prompt.fill("سؤال")
     assert await chat.prompt.evaluate("each => getComputedStyle(each).direction") == "rtl"
-    # The marker stands where the reader of the list begins.
-    item, marker_side = (
-        chat.words.locator("ul li").first,
-        "each => parseFloat(getComputedStyle(each.parentElement).paddingRight)",
-    )
-    assert await item.evaluate(marker_side) > 0
+    # The list marker is on the right.
+    item = chat.answer_text.locator("ul li").first
+    assert await item.evaluate("each => parseFloat(getComputedStyle(each.parentElement).paddingRight)") > 0
 
 
-async def test_dark_and_light_follow_the_reader(open_chat: OpenChat) -> None:
+async def test_colour_scheme_follows_the_preference(open_chat: OpenChat) -> None:
     lightness = {}
     for scheme in ("light", "dark"):
         chat = await open_chat(color_scheme=scheme)
@@ -209,9 +212,9 @@ async def test_dark_and_light_follow_the_reader(open_chat: OpenChat) -> None:
     assert lightness["dark"] < 100
 
 
-async def test_nothing_moves_for_those_who_asked_for_rest(open_chat: OpenChat) -> None:
+async def test_nothing_is_animated_with_reduced_motion(open_chat: OpenChat) -> None:
     chat = await open_chat(reduced_motion="reduce")
-    await chat.choose(BY_HAND)
+    await chat.choose_model(MANUAL_PACE)
     await chat.ask("Wait")
-    await expect(chat.answer.locator(".state")).to_contain_text("Thinking")
+    await expect(chat.answer.locator(".status")).to_contain_text("Thinking")
     assert await chat.page.evaluate("document.getAnimations().length") == 0

@@ -1,4 +1,4 @@
-"""Long answers and fast ones: the page stays responsive, frame by frame."""
+"""Long and fast answers: the page stays responsive while it renders them."""
 
 from typing import Self
 
@@ -16,81 +16,82 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LENGTH = 50_000  # characters
 PARAGRAPH = (
-    "Words that *arrive* should be **shown**, with `code` among them, and links like https://example.com/a too. "
+    "Tokens that *arrive* should be **shown**, with `code` among them, and links like https://example.com/a too. "
 )
 
 LONG = {
     "paragraphs": (PARAGRAPH * 4 + "\n\n") * (LENGTH // (len(PARAGRAPH) * 4 + 2)),
     "one paragraph": PARAGRAPH * (LENGTH // len(PARAGRAPH)),
     "one list": f"- {PARAGRAPH}\n" * (LENGTH // (len(PARAGRAPH) + 3)),
-    "one block of code": "```python\n" + "    print('a line of code')  # and why\n" * (LENGTH // 40),
+    "one block of code": "```python\n" + "    print('a line of code')  # a comment\n" * (LENGTH // 40),
     "one table": "| a | b |\n|---|---|\n" + f"| {PARAGRAPH} | b |\n" * (LENGTH // (len(PARAGRAPH) + 9)),
 }
 
-# The frames that the page draws, from the moment when the long part is there.
-WATCH = """() => new Promise((resolve) => {
-    window.frames_drawn = 0;
-    const look = () => {
-        if (!document.querySelector('.words')?.textContent.includes('more words')) return requestAnimationFrame(look);
-        const count = () => { window.frames_drawn += 1; requestAnimationFrame(count); };
+# Counts the frames that the page draws once the long part is shown.
+COUNT_FRAMES = """() => new Promise((resolve) => {
+    window.framesDrawn = 0;
+    const check = () => {
+        const text = document.querySelector('.markdown')?.textContent ?? '';
+        if (!text.includes('more tokens')) return requestAnimationFrame(check);
+        const count = () => { window.framesDrawn += 1; requestAnimationFrame(count); };
         count();
         resolve();
     };
-    look();
+    check();
 })"""
 
 
 class MainThread:
-    """The CPU time that the page's main thread takes, in seconds: unlike a clock's it does not depend on what else runs
-    on the machine."""
+    """Measures the CPU time of the page's main thread, in seconds. Unlike wall-clock time it does not depend on the
+    machine's load."""
 
     def __init__(self, session: CDPSession) -> None:
         self.session = session
 
     @classmethod
-    async def of(cls, page: Page) -> Self:
-        """The main thread of this page."""
+    async def attach(cls, page: Page) -> Self:
+        """Start measuring the main thread of this page."""
         session = await page.context.new_cdp_session(page)
         await session.send("Performance.enable", {"timeDomain": "threadTicks"})
         return cls(session)
 
-    async def busy(self) -> float:
-        """How long it has been busy until now."""
+    async def cpu_time(self) -> float:
+        """The CPU time used so far."""
         metrics = (await self.session.send("Performance.getMetrics"))["metrics"]
         return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
 
 
 @pytest.mark.parametrize("kind", LONG)
-async def test_two_hundred_tokens_a_second_at_the_end_of_a_long_answer(
+async def test_page_keeps_up_with_200_tokens_per_second_in_a_long_answer(
     chat: ChatPage, model_service: ModelService, kind: str
 ) -> None:
-    """50,000 characters are there already when the next 400 tokens come, 200 a second, into the same block."""
+    """400 tokens, 200 per second, are appended to the last block of an answer of 50,000 characters."""
     text = LONG[kind].rstrip("\n") if kind == "one paragraph" else LONG[kind]
-    model_service.answer([text, *["more", " words "] * 200])
+    model_service.answer([text, *["more", " tokens "] * 200])
     model_service.tokens_per_second = 200
-    thread = await MainThread.of(chat.page)
+    thread = await MainThread.attach(chat.page)
     await chat.ask("Write")
-    await chat.page.evaluate(WATCH)
-    before = await thread.busy()
-    await chat.is_done()
-    busy, frames = await thread.busy() - before, await chat.page.evaluate("window.frames_drawn")
+    await chat.page.evaluate(COUNT_FRAMES)
+    before = await thread.cpu_time()
+    await chat.wait_until_done()
+    busy, frames = await thread.cpu_time() - before, await chat.page.evaluate("window.framesDrawn")
     print(f"{kind}: {busy:.2f} s of 2 s busy, {frames} frames")
-    assert (await chat.words.text_content() or "").count("more words") == 200
-    # Whoever reads, selects or scrolls meanwhile has most of the thread to himself.
+    assert (await chat.answer_text.text_content() or "").count("more tokens") == 200
+    # The thread must stay free most of the 2 s for scrolling and selecting.
     assert busy < 1.4
     assert frames > 5
 
 
-async def test_a_long_answer_that_comes_at_once(chat: ChatPage, model_service: ModelService) -> None:
-    thread = await MainThread.of(chat.page)
+async def test_long_answer_that_arrives_at_once(chat: ChatPage, model_service: ModelService) -> None:
+    thread = await MainThread.attach(chat.page)
     model_service.tokens_per_write = 8
     model_service.answer(LONG["paragraphs"])
-    before = await thread.busy()
+    before = await thread.cpu_time()
     await chat.ask_and_wait("Write")
-    busy = await thread.busy() - before
+    busy = await thread.cpu_time() - before
     print(f"at once: {busy:.2f} s busy")
-    assert (await chat.words.inner_text()).count("Words that arrive") == LONG["paragraphs"].count("Words that")
-    assert await chat.words.locator("p").count() == LONG["paragraphs"].count("\n\n")
+    assert (await chat.answer_text.inner_text()).count("Tokens that arrive") == LONG["paragraphs"].count("Tokens that")
+    assert await chat.answer_text.locator("p").count() == LONG["paragraphs"].count("\n\n")
     assert busy < 3
     await chat.page.reload()
-    assert await chat.words.locator("p").count() == LONG["paragraphs"].count("\n\n")
+    assert await chat.answer_text.locator("p").count() == LONG["paragraphs"].count("\n\n")

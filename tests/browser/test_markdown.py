@@ -1,4 +1,4 @@
-"""What the model writes, as the page renders it: right, the same however it was cut, and never markup that runs."""
+"""Markdown rendering: correct output, independent of how the text was split, and safe against injection."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,36 +22,36 @@ type OpenChat = Callable[..., Awaitable[ChatPage]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def one_tab(browser: Browser, app: HostedApp) -> AsyncIterator[ChatPage]:
-    """One tab for all the tests that need no tab of their own."""
+async def shared_tab(browser: Browser, app: HostedApp) -> AsyncIterator[ChatPage]:
+    """A tab shared by the tests that do not need their own."""
     context = await browser.new_context(viewport={"width": 1180, "height": 860})
     yield await new_tab(context, app.url)
     await context.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def sheet(one_tab: ChatPage, model_service: ModelService) -> AsyncIterator[ChatPage]:
-    """A new chat in that tab."""
-    await one_tab.button("New chat").click()
-    yield one_tab
-    one_tab.is_clean()
+async def fresh_chat(shared_tab: ChatPage, model_service: ModelService) -> AsyncIterator[ChatPage]:
+    """A new chat in the shared tab."""
+    await shared_tab.button("New chat").click()
+    yield shared_tab
+    shared_tab.assert_clean()
 
 
-def in_steps(text: str, size: int) -> list[str]:
-    """The text in pieces of so many characters."""
+def split_text(text: str, size: int) -> list[str]:
+    """The text in pieces of `size` characters."""
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-async def write(chat: ChatPage, service: ModelService, text: str | list[str]) -> str:
-    """Let the model write this; returns the markup without classes."""
+async def render(chat: ChatPage, service: ModelService, text: str | list[str]) -> str:
+    """Make the model return this text; return the rendered HTML without classes, directions, tab indexes and roles."""
     service.answer(text)
     await chat.ask_and_wait("Write")
-    await chat.stays_inert()
-    return re.sub(r' (?:class|dir|tabindex|role)="[^"]*"', "", await chat.rendered())
+    await chat.assert_answer_is_inert()
+    return re.sub(r' (?:class|dir|tabindex|role)="[^"]*"', "", await chat.answer_html())
 
 
 @pytest.mark.parametrize(
-    ("source", "markup"),
+    ("source", "html"),
     [
         ("# One\n## Two ##\n#hashtag", "<h3>One</h3><h4>Two</h4><p>#hashtag</p>"),
         ("a\nb  \nc", "<p>a<br>b<br>c</p>"),
@@ -77,19 +77,21 @@ async def write(chat: ChatPage, service: ModelService, text: str | list[str]) ->
         ("[a][b] [c] [d](relative) [e]()", "<p>[a][b] [c] d e</p>"),
     ],
 )  # fmt: skip
-async def test_a_construct_becomes_what_it_should(
-    sheet: ChatPage, model_service: ModelService, source: str, markup: str | None
+async def test_construct_is_rendered_correctly(
+    fresh_chat: ChatPage, model_service: ModelService, source: str, html: str | None
 ) -> None:
-    written = await write(sheet, model_service, source)
-    if markup is not None:
-        assert written == markup
+    rendered = await render(fresh_chat, model_service, source)
+    if html is not None:
+        assert rendered == html
     else:
-        assert await sheet.words.locator("li").first.locator("code").inner_text() == "code\n"
+        assert await fresh_chat.answer_text.locator("li").first.locator("code").inner_text() == "code\n"
 
 
-async def test_links_lead_where_they_say(sheet: ChatPage, model_service: ModelService) -> None:
-    await write(sheet, model_service, EVERYTHING)
-    links = await sheet.words.locator("a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")
+async def test_links_have_the_right_url(fresh_chat: ChatPage, model_service: ModelService) -> None:
+    await render(fresh_chat, model_service, EVERYTHING)
+    links = await fresh_chat.answer_text.locator("a").evaluate_all(
+        "all => all.map(a => [a.textContent, a.getAttribute('href')])"
+    )
     assert links == [
         ["a link", "https://example.com/a_(b)?q=1&r=2"],
         ["https://example.com/auto", "https://example.com/auto"],
@@ -99,41 +101,41 @@ async def test_links_lead_where_they_say(sheet: ChatPage, model_service: ModelSe
     ]
 
 
-async def test_code_keeps_every_character(sheet: ChatPage, model_service: ModelService) -> None:
-    await write(sheet, model_service, EVERYTHING)
-    blocks = sheet.words.locator("pre code")
+async def test_code_keeps_every_character(fresh_chat: ChatPage, model_service: ModelService) -> None:
+    await render(fresh_chat, model_service, EVERYTHING)
+    blocks = fresh_chat.answer_text.locator("pre code")
     assert await blocks.all_text_contents() == [
         'def f(x):\n\treturn "<i>" + x  # & more\n\n',
         "indented code\n",
         "tildes\n",
     ]
-    await expect(sheet.words.get_by_role("region", name="Code, python")).to_be_visible()
+    await expect(fresh_chat.answer_text.get_by_role("region", name="Code, python")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
-async def test_it_does_not_matter_how_the_words_were_cut(
+async def test_streamed_rendering_equals_rendering_at_once(
     chat: ChatPage, model_service: ModelService, size: int
 ) -> None:
-    """What grew piece by piece is what the whole gives at once, as a reload renders it."""
+    """Text that arrived in pieces looks the same as after a reload, which renders it at once."""
     model_service.tokens_per_second = 300 if size < 7 else 40
-    await write(chat, model_service, in_steps(EVERYTHING, size))
-    grown = await chat.rendered()
+    await render(chat, model_service, split_text(EVERYTHING, size))
+    streamed = await chat.answer_html()
     await chat.page.reload()
     await expect(chat.answer).to_be_visible()
-    assert grown == await chat.rendered()
-    for mark in ("**", "~~", "```", "|:-", "[x]"):
-        assert mark not in await chat.words.inner_text()
+    assert streamed == await chat.answer_html()
+    for delimiter in ("**", "~~", "```", "|:-", "[x]"):
+        assert delimiter not in await chat.answer_text.inner_text()
 
 
-async def test_words_that_are_finished_are_not_touched_again(chat: ChatPage, model_service: ModelService) -> None:
+async def test_finished_blocks_are_not_rendered_again(chat: ChatPage, model_service: ModelService) -> None:
     model_service.tokens_per_second = 40
     model_service.answer(["# Title\n\n", "A **paragraph**.\n\n", *(f"- item {number}\n" for number in range(40))])
     await chat.ask("Write")
-    await expect(chat.words.locator("li")).not_to_have_count(0)
-    await chat.words.evaluate("root => { for (const each of root.querySelectorAll('*')) each.seen = true; }")
-    await chat.is_done()
-    kept = "root => [...root.children, root.querySelector('li')].map(each => each.seen === true)"
-    assert await chat.words.evaluate(kept) == [True, True, True, True]
+    await expect(chat.answer_text.locator("li")).not_to_have_count(0)
+    await chat.answer_text.evaluate("root => { for (const each of root.querySelectorAll('*')) each.marked = true; }")
+    await chat.wait_until_done()
+    unchanged = "root => [...root.children, root.querySelector('li')].map(each => each.marked === true)"
+    assert await chat.answer_text.evaluate(unchanged) == [True, True, True, True]
 
 
 PAYLOADS = [
@@ -177,39 +179,39 @@ PAYLOADS = [
     "**<script>alert(1)</script>** *[x](javascript:alert(1))* ~~<img src=x onerror=alert(1)>~~",
     "<details open ontoggle=alert(1)><summary>s</summary></details><video><source onerror=alert(1)></video>",
     "&lt;script&gt;alert(1)&lt;/script&gt; &#60;img src=x onerror=alert(1)&#62;",
-    "<a href=\"javascript:alert(1)\" id=prompt name=send class=deed>x</a><input autofocus onfocus=alert(1)>",
+    "<a href=\"javascript:alert(1)\" id=prompt name=send class=action>x</a><input autofocus onfocus=alert(1)>",
     "<![CDATA[<script>alert(1)</script>]]> <!-- --><script>alert(1)</script> <?php alert(1) ?>",
     "{{constructor.constructor('alert(1)')()}} ${alert(1)} %3Cscript%3Ealert(1)%3C/script%3E",
     "\u202e<script>alert(1)</script>\u2028<script>alert(1)</script>\x00<script>alert(1)</script>",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("with_policy", [True, False], ids=["policy", "no policy"])
-async def test_nothing_the_model_writes_can_run_or_fetch(
-    open_chat: OpenChat, model_service: ModelService, with_policy: bool
+@pytest.mark.parametrize("with_csp", [True, False], ids=["csp", "no csp"])
+async def test_model_output_cannot_run_scripts_or_fetch(
+    open_chat: OpenChat, model_service: ModelService, with_csp: bool
 ) -> None:
-    """Each defence holds alone: with the policy switched off there is still nothing that could run."""
-    chat = await open_chat(bypass_csp=not with_policy)
+    """The renderer is safe without the CSP as well."""
+    chat = await open_chat(bypass_csp=not with_csp)
     model_service.tokens_per_second = 0
     for first in range(0, len(PAYLOADS), 6):
-        await write(chat, model_service, in_steps("\n\n".join(PAYLOADS[first : first + 6]), 3))
+        await render(chat, model_service, split_text("\n\n".join(PAYLOADS[first : first + 6]), 3))
     model_service.answer("\n\n".join(PAYLOADS))
     await chat.ask_and_wait("All of it: <img src=x onerror=alert(1)> [x](javascript:alert(1))")
-    await chat.stays_inert()
-    for element in await chat.words.locator("a, button").all():
+    await chat.assert_answer_is_inert()
+    for element in await chat.answer_text.locator("a, button").all():
         await element.dispatch_event("mouseover")
         await element.dispatch_event("focus")
     await chat.page.reload()
-    await chat.stays_inert()
-    assert "<script>alert(1)</script>" in await chat.words.inner_text()
+    await chat.assert_answer_is_inert()
+    assert "<script>alert(1)</script>" in await chat.answer_text.inner_text()
     assert await chat.page.locator("script").count() == 1
     for part in ("evil.example", "a.example"):
         assert not [request.url for request in chat.requests if part in request.url]
-    chat.is_clean()
+    chat.assert_clean()
 
 
-async def test_the_policy_stops_a_script_that_got_in(chat: ChatPage) -> None:
-    chat.expected += ["Content Security Policy", "TrustedHTML", "Trusted Type", "TrustedScript"]
+async def test_csp_blocks_an_injected_script(chat: ChatPage) -> None:
+    chat.expected_events += ["Content Security Policy", "TrustedHTML", "Trusted Type", "TrustedScript"]
     assert await chat.page.evaluate(
         """() => {
             const attempts = [
@@ -219,12 +221,12 @@ async def test_the_policy_stops_a_script_that_got_in(chat: ChatPage) -> None:
                 () => { const a = document.createElement('a'); a.href = 'javascript:window.ran = 1'; a.click(); },
                 () => { new Image().src = 'https://evil.example/pixel.png'; },
             ];
-            for (const attempt of attempts) try { attempt(); } catch { /* refused at once */ }
+            for (const attempt of attempts) try { attempt(); } catch { /* blocked synchronously */ }
             return new Promise((resolve) => setTimeout(() => resolve(window.ran ?? 0), 200));
         }"""  # noqa: E501
     ) == 0  # fmt: skip
-    assert await chat.page.evaluate("fetch('https://evil.example/').then(() => 'sent', () => 'refused')") == "refused"
-    chat.left_app.clear()  # Chromium reports a request also when the policy then refuses it
+    assert await chat.page.evaluate("fetch('https://evil.example/').then(() => 'sent', () => 'blocked')") == "blocked"
+    chat.external_requests.clear()  # Chromium also reports requests that the CSP blocks
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,9 @@ async def test_the_policy_stops_a_script_that_got_in(chat: ChatPage) -> None:
     ],
     ids=lambda source: source[:6].strip() or "spaces",
 )
-async def test_no_text_makes_the_page_hang(sheet: ChatPage, model_service: ModelService, source: str) -> None:
+async def test_pathological_text_does_not_hang_the_page(
+    fresh_chat: ChatPage, model_service: ModelService, source: str
+) -> None:
     model_service.tokens_per_write = 1
-    await write(sheet, model_service, in_steps(source, 4000))
-    assert await sheet.page.evaluate("1 + 1") == 2
+    await render(fresh_chat, model_service, split_text(source, 4000))
+    assert await fresh_chat.page.evaluate("1 + 1") == 2

@@ -1,7 +1,7 @@
-"""What a caller makes of an answer of `/stream`, whatever its format: the words, and how it ended."""
+"""Reads answers of `POST /stream` in every format: the text, and how the answer ended."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,11 +19,12 @@ PING: Final = b": ping\n\n"
 
 
 @dataclass(slots=True)
-class Heard:
+class ReceivedAnswer:
     """One answer, read to its end.
 
-    `done` or `error`: the members of the terminal event (of a document: of its end). `problem`: those of a refusal.
-    `broken`: the connection broke off before the body's end. `endings` counts the terminal events.
+    `done` or `error`: the members of the terminal event (of a document: those beside its text). `problem`: the members
+    of an error response. `broken`: the connection broke before the end of the body. `endings` counts the terminal
+    events.
     """
 
     status: int = 0
@@ -38,96 +39,90 @@ class Heard:
 
     @property
     def pings(self) -> int:
-        """How many pings came."""
+        """The number of pings."""
         return self.raw.count(PING)
 
 
-def body_for(form: str, asked: str | Mapping[str, Any] = "Say something.", **more: Any) -> dict[str, Any]:
-    """The request's body that asks for an answer in this format."""
-    body = {"input": asked} if isinstance(asked, str) else dict(asked)
-    return body | ({"stream": False} if form == DOCUMENT else {}) | more
+def request_body(media_type: str, prompt: str | Mapping[str, Any] = "Say something.", **members: Any) -> dict[str, Any]:
+    """The body of a request for an answer in this format; `prompt` is the input, or all members of the body."""
+    body = {"input": prompt} if isinstance(prompt, str) else dict(prompt)
+    return body | ({"stream": False} if media_type == DOCUMENT else {}) | members
 
 
-async def ask(
-    client: httpx.AsyncClient, form: str, asked: str | Mapping[str, Any] = "Say something.", **more: Any
-) -> Heard:
-    """Ask for an answer in a format, and read it to its end."""
-    headers = {} if form == DOCUMENT else {"Accept": form}
-    heard = Heard()
-    async with client.stream("POST", "/stream", json=body_for(form, asked, **more), headers=headers) as response:
-        pieces: list[bytes] = []
+async def post_stream(
+    client: httpx.AsyncClient, media_type: str, prompt: str | Mapping[str, Any] = "Say something.", **members: Any
+) -> ReceivedAnswer:
+    """Request an answer in a format, and read it to its end."""
+    headers = {} if media_type == DOCUMENT else {"Accept": media_type}
+    body = request_body(media_type, prompt, **members)
+    answer = ReceivedAnswer()
+    async with client.stream("POST", "/stream", json=body, headers=headers) as response:
+        chunks: list[bytes] = []
         try:
-            async for piece in response.aiter_raw():
-                pieces.append(piece)
+            async for chunk in response.aiter_raw():
+                chunks.append(chunk)
         except httpx.RemoteProtocolError:
-            heard.broken = True
-        heard.status, heard.headers, heard.raw = response.status_code, response.headers, b"".join(pieces)
-    understand(heard, form)
-    return heard
+            answer.broken = True
+        answer.status, answer.headers, answer.raw = response.status_code, response.headers, b"".join(chunks)
+    parse_answer(answer, media_type)
+    return answer
 
 
-def understand(heard: Heard, form: str) -> None:
-    """Read `raw`: the words and how they ended. Strict: what the format does not have is a failure."""
-    if heard.status != 200:
-        assert heard.headers["content-type"] == "application/problem+json"
-        heard.problem = json.loads(heard.raw)
+def parse_answer(answer: ReceivedAnswer, media_type: str) -> None:
+    """Parse `raw` into the text and the ending. Strict: anything that the format does not contain is a failure."""
+    if answer.status != 200:
+        assert answer.headers["content-type"] == "application/problem+json"
+        answer.problem = json.loads(answer.raw)
         return
-    media_type = heard.headers["content-type"].partition(";")[0]
-    assert media_type == form
-    if form == SSE:
-        _understand_sse(heard)
-    elif form == NDJSON:
-        _understand_ndjson(heard)
-    elif form == PLAIN:
-        heard.text = heard.raw.decode()
-        heard.endings = not heard.broken
+    assert answer.headers["content-type"].partition(";")[0] == media_type
+    if media_type == SSE:
+        _parse_sse(answer)
+    elif media_type == NDJSON:
+        _parse_ndjson(answer)
+    elif media_type == PLAIN:
+        answer.text = answer.raw.decode()
+        answer.endings = not answer.broken
     else:
-        document = json.loads(heard.raw)
-        heard.text = document.pop("text")
-        heard.done, heard.endings = document, 1
+        document = json.loads(answer.raw)
+        answer.text = document.pop("text")
+        answer.done, answer.endings = document, 1
 
 
-def _understand_sse(heard: Heard) -> None:
-    content = httpx.Response(200, headers={"content-type": SSE}, content=heard.raw)
-    words: list[str] = []
+def _parse_sse(answer: ReceivedAnswer) -> None:
+    content = httpx.Response(200, headers={"content-type": SSE}, content=answer.raw)
+    texts: list[str] = []
     for event in EventSource(content).iter_sse():
         members = event.json()
-        assert heard.endings == 0, "something came after the terminal event"
+        assert answer.endings == 0, "there is an event after the terminal event"
         if event.event == "message":
             assert set(members) == {"text"}
-            words.append(members["text"])
+            texts.append(members["text"])
         else:
-            heard.endings += 1
+            answer.endings += 1
             assert event.event in ("done", "error")
-            setattr(heard, event.event, members)
-    heard.text = whole("".join(words))
+            setattr(answer, event.event, members)
+    answer.text = join_surrogates("".join(texts))
 
 
-def _understand_ndjson(heard: Heard) -> None:
-    words: list[str] = []
-    # Text's own idea of a line is wider than that of bytes: the format has to hold for the widest.
-    lines = heard.raw.decode().splitlines()
-    assert len(lines) == heard.raw.count(b"\n")
+def _parse_ndjson(answer: ReceivedAnswer) -> None:
+    texts: list[str] = []
+    # `str.splitlines` splits at more characters than `bytes.splitlines`: neither may find more lines than there are.
+    lines = answer.raw.decode().splitlines()
+    assert len(lines) == answer.raw.count(b"\n")
     for line in lines:
         members = json.loads(line)
-        assert heard.endings == 0, "something came after the terminal event"
+        assert answer.endings == 0, "there is a line after the terminal event"
         kind = members.pop("type")
         if kind == "text":
             assert set(members) == {"text"}
-            words.append(members["text"])
+            texts.append(members["text"])
         else:
-            heard.endings += 1
+            answer.endings += 1
             assert kind in ("done", "error")
-            setattr(heard, kind, members)
-    heard.text = whole("".join(words))
+            setattr(answer, kind, members)
+    answer.text = join_surrogates("".join(texts))
 
 
-def whole(text: str) -> str:
-    """The same with the halves of surrogate pairs put together, as a caller's strings of UTF-16 have them anyway."""
+def join_surrogates(text: str) -> str:
+    """The same text with the halves of surrogate pairs joined; in a caller's UTF-16 strings they are joined anyway."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-async def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    """What the network brings, as it comes."""
-    async for piece in response.aiter_raw():
-        yield piece

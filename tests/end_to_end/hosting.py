@@ -1,4 +1,4 @@
-"""A function app hosted in a process of its own, and what a test asks of it."""
+"""A function app hosted in a process of its own, for end-to-end tests."""
 
 import asyncio
 import inspect
@@ -19,20 +19,20 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_APP = Path(__file__).with_name("sample_app")
 
-# What a process needs of this machine; none of a developer's own settings reach the app under test.
+# Environment variables that a process needs; a developer's own settings must not reach the app under test.
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV")
 
 
 def bare_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a process under test: this machine's bare needs and `environment`."""
+    """The environment for a process under test: what every process needs, and `environment`."""
     return {name: os.environ[name] for name in _KEPT if name in os.environ} | dict(environment or {})
 
 
 class HostedApp:
     """A running `local.functions_host`.
 
-    `url` has no slash at its end. `output` is all that host and worker said until now; the worker's lines begin with
-    `[worker] `. Leaving the context, or `stop`, ends it and fails the test when it had ended before.
+    `url` has no trailing slash. `output` is all that the host and its worker have printed; lines of the worker begin
+    with `[worker] `. `stop`, or leaving the context, ends it, and fails the test if it had ended before.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class HostedApp:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.key = key
-        self.expected_to_end = False
+        self.expected_to_end = False  # a test sets it that ends the process itself
+        self._interrupted = False
         self._log = folder / "output.txt"
         settings_file = folder / "local.settings.json"
         settings_file.write_text(json.dumps(settings or {}))
@@ -82,33 +83,35 @@ class HostedApp:
 
     @property
     def output(self) -> str:
-        """All that the host and its worker printed until now."""
+        """All that the host and its worker have printed."""
         return self._log.read_text(errors="replace")
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host name and port, for a socket of the test's own."""
+        """Host name and port, for a socket that the test opens itself."""
         parts = urlsplit(self.url)
         return cast(str, parts.hostname), cast(int, parts.port)
 
     @property
     def worker_pid(self) -> int:
-        """The process id of the worker, where the app itself runs."""
+        """The process id of the worker, in which the app runs."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         pids = children.read_text().split()
         assert len(pids) == 1, f"the host has {len(pids)} children"
         return int(pids[0])
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """A client of this app that brings the key along; `options` are httpx's."""
+        """A client of this app that sends the function key; `options` are httpx's."""
         headers = {"x-functions-key": self.key} if self.key is not None else {}
         headers |= options.pop("headers", {})
-        options.setdefault("timeout", 20)
-        options.setdefault("verify", False)  # no TLS here, and reading the authorities takes longer than a request
+        options.setdefault("timeout", 30)
+        options.setdefault(
+            "verify", False
+        )  # there is no TLS here, and loading the CA certificates takes longer than a request
         return httpx.AsyncClient(base_url=self.url, headers=headers, **options)
 
-    def wait_for(self, text: str, *, seconds: float = 10) -> str:
-        """The first line of output that begins with `text`; fails when the host ends before it comes."""
+    def wait_for(self, text: str, *, seconds: float = 30) -> str:
+        """The first line of output that begins with `text`; fails if the host ends before there is one."""
         deadline = time.monotonic() + seconds
         while True:
             ended = self.process.poll()
@@ -121,28 +124,44 @@ class HostedApp:
                 raise AssertionError(f"no line {text!r} within {seconds} s:\n{self.output}")
             time.sleep(0.02)
 
+    def stream_records(self) -> dict[str, dict[str, Any]]:
+        """The records of the streams that the app has printed, by request id."""
+        complete = self.output.rpartition("\n")[0].splitlines()
+        start = '[worker] {"event":"stream"'
+        records = [json.loads(line.removeprefix("[worker] ")) for line in complete if line.startswith(start)]
+        return {record["relay.request_id"]: record for record in records}
+
+    def interrupt(self) -> None:
+        """Tell it to stop, as Ctrl-C does; returns at once. Fails the test if it has ended before."""
+        code = self.process.poll()
+        if code is None and not self._interrupted:
+            self.process.send_signal(signal.SIGINT)
+        elif code is not None:
+            assert self.expected_to_end or self._interrupted, f"the host had ended with code {code}:\n{self.output}"
+        self._interrupted = True
+
     def stop(self) -> int:
-        """End it as Ctrl-C does; returns its exit code."""
-        if (code := self.process.poll()) is not None:
-            assert self.expected_to_end, f"the host had ended with exit code {code}:\n{self.output}"
-            return code
-        self.process.send_signal(signal.SIGINT)
+        """Stop it and wait for its end; returns its exit code."""
+        self.interrupt()
         try:
-            return self.process.wait(10)
+            return self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"the host did not end within 10 s of SIGINT:\n{self.output}") from None
+            raise AssertionError(f"the host did not end within 20 s of SIGINT:\n{self.output}") from None
 
 
-async def eventually[T](ask: Callable[[], Awaitable[T] | T], *, within: float = 2.0) -> T:
-    """Ask until the answer is truthy and return it; fails after `within` seconds."""
+async def eventually[T](condition: Callable[[], Awaitable[T | None] | T | None], *, within: float = 15.0) -> T:
+    """Call `condition` until its result is truthy, and return the result; fails after `within` seconds.
+
+    The default is generous, for a busy machine: pass `within` where the time is what is tested.
+    """
     deadline = time.monotonic() + within
     while True:
-        answer = ask()
-        value = cast(T, await answer if inspect.isawaitable(answer) else answer)
+        result = condition()
+        value = cast(T | None, await result if inspect.isawaitable(result) else result)
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within} s: the last answer was {value!r}")
+            raise AssertionError(f"not within {within} s: the last result was {value!r}")
         await asyncio.sleep(0.01)

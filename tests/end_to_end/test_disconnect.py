@@ -1,4 +1,4 @@
-"""A caller who leaves: the model service's work ends at once, and nothing of the stream is left in the process."""
+"""Client disconnects: the upstream request ends at once, and nothing of the stream remains in the process."""
 
 import asyncio
 import contextlib
@@ -8,45 +8,60 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from local.model_service import BY_HAND, ModelService
-from tests.end_to_end.answers import DOCUMENT, NDJSON, PLAIN, SSE, body_for
+from local.model_service import MANUAL_PACE, ModelService
+from tests.end_to_end.answers import DOCUMENT, NDJSON, PLAIN, SSE, request_body
 from tests.end_to_end.hosting import HostedApp, eventually
 
-INSPECTED_APP = Path(__file__).with_name("inspected_app")
-PROMISE = 0.5  # seconds in which the model service has seen the end of its request
+INSPECTED_APP: Final = Path(__file__).with_name("inspected_app")
+COMMIT_WAIT: Final = 0.3  # seconds
+# Seconds within which the model service sees its client disconnect. There are no pings, and no timeout is as short: it
+# is the disconnect itself that ends the stream, and not a failed write.
+AT_ONCE: Final = 2.0
 
 
 @pytest.fixture(scope="module")
 def inspected_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, str]) -> HostedApp:
-    """The app with a window; it answers 200 after 0.3 s whatever the model service does."""
-    return functions_app(
-        env=app_settings
-        | {"COMMIT_WAIT_SECONDS": "0.3", "PING_INTERVAL_SECONDS": "0.1", "MAX_OUTPUT_TOKENS": "1000000"},
-        script_root=INSPECTED_APP,
-    )
+    """The app with `GET /inspect`, with a short commit wait and without pings."""
+    settings = {
+        "COMMIT_WAIT_SECONDS": str(COMMIT_WAIT),
+        "PING_INTERVAL_SECONDS": "60",
+        "MAX_OUTPUT_TOKENS": "1000000",
+    }
+    return functions_app(env=app_settings | settings, script_root=INSPECTED_APP)
+
+
+async def inspect(app: HostedApp) -> dict[str, Any]:
+    """What exists in the worker process."""
+    async with app.client(headers={"Connection": "close"}) as client:
+        return dict((await client.get("/inspect")).json())
+
+
+async def settled(app: HostedApp) -> dict[str, Any]:
+    """The state of the worker process once no earlier request is being cleaned up any more."""
+
+    async def state_at_rest() -> dict[str, Any] | None:
+        state = await inspect(app)
+        return None if any(state["objects"].values()) or state["requests_kept"] > 1 else state
+
+    return await eventually(state_at_rest)
 
 
 @contextlib.asynccontextmanager
-async def nothing_left(app: HostedApp, service: ModelService, *, kept: int = 2) -> AsyncIterator[None]:
-    """Whatever happens inside, all that it made in the app's process is gone soon after.
+async def nothing_remains(app: HostedApp, service: ModelService, *, kept: int = 2) -> AsyncIterator[None]:
+    """All that is created inside is released soon afterwards: tasks, objects, entries of requests, open files.
 
-    `kept`: connections that may wait for the next request.
+    `kept`: the number of connections that may be kept for later requests.
     """
-
-    async def lives() -> dict[str, Any]:
-        async with app.client(headers={"Connection": "close"}) as client:
-            return dict((await client.get("/inspect")).json())
-
-    before = await lives()
+    before = after = await settled(app)
     yield
 
     async def as_before() -> bool:
         nonlocal after
-        after = await lives()
+        after = await inspect(app)
         return (
             after["tasks"] == before["tasks"]
             and after["objects"] == before["objects"]
@@ -54,183 +69,193 @@ async def nothing_left(app: HostedApp, service: ModelService, *, kept: int = 2) 
             and after["open_files"] <= before["open_files"] + kept
         )
 
-    after = before
     try:
-        await eventually(as_before, within=3)
+        await eventually(as_before)
     except AssertionError:
         assert after == before
     assert service.open_requests == 0
 
 
-async def warm(app: HostedApp) -> None:
-    """Let the process make what it makes once."""
-    async with app.client() as client:
-        for _ in range(2):
-            await client.post("/stream", json={"input": "x"})
+@pytest.fixture
+async def warm_app(inspected_app: HostedApp, model_service: ModelService) -> HostedApp:
+    """`inspected_app` after a request, with which it creates what it creates once."""
+    async with inspected_app.client() as client:
+        assert (await client.post("/stream", json={"input": "x"})).status_code == 200
+    await model_service.wait_for(lambda service: service.open_requests == 0)
+    model_service.requests.clear()
+    return inspected_app
 
 
-class Caller:
-    """A caller with a connection of its own, who can go away as callers do."""
+class RawClient:
+    """A client with a socket of its own, which can disconnect at any moment."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
     @classmethod
-    async def asks(cls, app: HostedApp, form: str, **more: Any) -> "Caller":
-        caller = cls(*await asyncio.open_connection(*app.address))
-        body = json.dumps(body_for(form, **more)).encode()
-        accept = "" if form == DOCUMENT else f"Accept: {form}\r\n"
+    async def connect(cls, app: HostedApp) -> "RawClient":
+        """A connection to the app."""
+        return cls(*await asyncio.open_connection(*app.address))
+
+    @classmethod
+    async def post_stream(cls, app: HostedApp, media_type: str, **members: Any) -> "RawClient":
+        """Send a request for an answer in a format."""
+        client = await cls.connect(app)
+        body = json.dumps(request_body(media_type, **members)).encode()
+        accept = "" if media_type == DOCUMENT else f"Accept: {media_type}\r\n"
         head = f"POST /stream HTTP/1.1\r\nHost: h\r\n{accept}Content-Length: {len(body)}\r\n\r\n"
-        caller.writer.write(head.encode() + body)
-        return caller
+        client.writer.write(head.encode() + body)
+        return client
 
-    async def hears(self, words: str) -> None:
-        """Wait for these words."""
-        await asyncio.wait_for(self.reader.readuntil(words.encode()), 5)
+    async def read_until(self, text: str) -> None:
+        """Read until this text has been received."""
+        await asyncio.wait_for(self.reader.readuntil(text.encode()), 30)
 
-    def leaves(self, *, rudely: bool = False) -> None:
+    def disconnect(self, *, reset: bool = False) -> None:
         """Close the connection, or reset it."""
-        if rudely:
+        if reset:
             connection: socket.socket = self.writer.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort() if rudely else self.writer.close()
+        self.writer.transport.abort() if reset else self.writer.close()
 
 
-type Moment = Callable[[ModelService, Callable[[], Awaitable[Caller]]], Awaitable[Caller]]
+# A moment: sends a request by the function, and returns its client when the moment has come.
+type Moment = Callable[[ModelService, Callable[[], Awaitable[RawClient]]], Awaitable[RawClient]]
 
 
-async def while_it_has_not_answered(service: ModelService, ask: Callable[[], Awaitable[Caller]]) -> Caller:
+async def before_the_upstream_response(service: ModelService, post: Callable[[], Awaitable[RawClient]]) -> RawClient:
     service.faults["*"] = "stall-headers"
-    caller = await ask()
+    client = await post()
     await service.wait_for(lambda service: service.open_requests == 1)
-    return caller
+    return client
 
 
-async def while_the_first_token_is_awaited(service: ModelService, ask: Callable[[], Awaitable[Caller]]) -> Caller:
+async def before_the_first_token(service: ModelService, post: Callable[[], Awaitable[RawClient]]) -> RawClient:
     service.faults["*"] = "stall-first"
-    caller = await ask()
+    client = await post()
     await service.wait_for(lambda service: service.open_requests == 1 and service.requests[-1].status == 200)
-    return caller
+    return client
 
 
 async def after_the_commit_before_the_first_token(
-    service: ModelService, ask: Callable[[], Awaitable[Caller]]
-) -> Caller:
+    service: ModelService, post: Callable[[], Awaitable[RawClient]]
+) -> RawClient:
     service.faults["*"] = "stall-headers"
-    caller = await ask()
-    await caller.hears("HTTP/1.1 200 OK")
-    return caller
+    client = await post()
+    await client.read_until("HTTP/1.1 200 OK")
+    return client
 
 
-async def between_tokens(service: ModelService, ask: Callable[[], Awaitable[Caller]]) -> Caller:
+async def between_tokens(service: ModelService, post: Callable[[], Awaitable[RawClient]]) -> RawClient:
     service.tokens_per_second = 30
     service.answer([f"word{number} " for number in range(500)])
-    caller = await ask()
-    await caller.hears("word2")
-    return caller
+    client = await post()
+    await client.read_until("word2")
+    return client
 
 
-async def while_it_is_silent_midway(service: ModelService, ask: Callable[[], Awaitable[Caller]]) -> Caller:
+async def in_a_silence_midway(service: ModelService, post: Callable[[], Awaitable[RawClient]]) -> RawClient:
     service.faults["*"] = "stall-midway"
     service.answer([f"word{number} " for number in range(9)])
-    caller = await ask()
-    await caller.hears("word4")
-    return caller
+    client = await post()
+    await client.read_until("word4")
+    return client
 
 
-async def in_a_flood(service: ModelService, ask: Callable[[], Awaitable[Caller]]) -> Caller:
+async def in_a_flood(service: ModelService, post: Callable[[], Awaitable[RawClient]]) -> RawClient:
     service.faults["*"] = "flood-500000"
-    caller = await ask()
-    await caller.hears("the")
-    return caller
+    client = await post()
+    await client.read_until("the")
+    return client
 
 
 MOMENTS: tuple[Moment, ...] = (
-    while_it_has_not_answered,
-    while_the_first_token_is_awaited,
+    before_the_upstream_response,
+    before_the_first_token,
     after_the_commit_before_the_first_token,
     between_tokens,
-    while_it_is_silent_midway,
+    in_a_silence_midway,
     in_a_flood,
 )
 
 
 @pytest.mark.parametrize(
-    ("form", "rudely"),
+    ("media_type", "reset"),
     [(SSE, False), (SSE, True), (NDJSON, False), (PLAIN, True)],
     ids=["sse", "sse-reset", "ndjson", "plain-reset"],
 )
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
-async def test_a_caller_leaves(
-    inspected_app: HostedApp, model_service: ModelService, moment: Moment, form: str, *, rudely: bool
+async def test_disconnect_ends_the_upstream_request(
+    warm_app: HostedApp, model_service: ModelService, moment: Moment, media_type: str, *, reset: bool
 ) -> None:
-    await warm(inspected_app)
-    model_service.requests.clear()
-    async with nothing_left(inspected_app, model_service):
-        caller = await moment(model_service, lambda: Caller.asks(inspected_app, form))
-        caller.leaves(rudely=rudely)
-        await model_service.wait_for(lambda service: service.open_requests == 0, timeout=PROMISE)
+    async with nothing_remains(warm_app, model_service):
+        client = await moment(model_service, lambda: RawClient.post_stream(warm_app, media_type))
+        client.disconnect(reset=reset)
+        await model_service.wait_for(lambda service: service.open_requests == 0, timeout=AT_ONCE)
     assert [record.ended for record in model_service.requests] == ["aborted"]
 
 
 @pytest.mark.parametrize("fault", ["stall-headers", "stall-first", "stall-midway"])
-async def test_a_caller_who_wants_one_document_leaves(
-    inspected_app: HostedApp, model_service: ModelService, fault: str
+async def test_disconnect_from_a_document_ends_the_upstream_request(
+    warm_app: HostedApp, model_service: ModelService, fault: str
 ) -> None:
-    await warm(inspected_app)
-    model_service.requests.clear()
     model_service.faults["*"] = fault
-    async with nothing_left(inspected_app, model_service):
-        caller = await Caller.asks(inspected_app, DOCUMENT)
+    async with nothing_remains(warm_app, model_service):
+        client = await RawClient.post_stream(warm_app, DOCUMENT)
         await model_service.wait_for(lambda service: service.open_requests == 1)
-        await asyncio.sleep(0.4)  # past the commit, which a document knows nothing of
-        caller.leaves()
-        await model_service.wait_for(lambda service: service.open_requests == 0, timeout=PROMISE)
+        await asyncio.sleep(COMMIT_WAIT + 0.1)  # a document has no commit: the end of the wait changes nothing
+        client.disconnect()
+        await model_service.wait_for(lambda service: service.open_requests == 0, timeout=AT_ONCE)
     assert [record.ended for record in model_service.requests] == ["aborted"]
 
 
-@pytest.mark.parametrize("head", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
-async def test_a_caller_leaves_in_the_middle_of_the_body(
-    inspected_app: HostedApp, model_service: ModelService, head: bytes
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        (b"Content-Length: 1000", b'{"input": "x"}'),
+        (b"Transfer-Encoding: chunked", b'e\r\n{"input": "x"}\r\n'),  # complete, but for the last chunk
+    ],
+    ids=["content-length", "chunked"],
+)
+async def test_disconnect_within_the_body(
+    warm_app: HostedApp, model_service: ModelService, header: bytes, body: bytes
 ) -> None:
-    await warm(inspected_app)
-    model_service.requests.clear()
-    async with nothing_left(inspected_app, model_service):
-        caller = Caller(*await asyncio.open_connection(*inspected_app.address))
-        caller.writer.write(b"POST /stream HTTP/1.1\r\nHost: h\r\n" + head + b'\r\n\r\n{"input": "x"}')
-        await asyncio.sleep(0.2)
-        caller.leaves()
-    assert model_service.requests == [], "half a request was passed on"
+    async def body_is_being_read() -> bool:
+        return bool((await inspect(warm_app))["objects"]["CallerRequest"])
+
+    async with nothing_remains(warm_app, model_service):
+        client = await RawClient.connect(warm_app)
+        client.writer.write(b"POST /stream HTTP/1.1\r\nHost: h\r\n%b\r\n\r\n%b" % (header, body))
+        await eventually(body_is_being_read)
+        client.disconnect()
+    assert model_service.requests == [], "half a request was sent upstream"
 
 
-async def test_many_callers_leave_at_any_time(inspected_app: HostedApp, model_service: ModelService) -> None:
-    await warm(inspected_app)
-    model_service.requests.clear()
+async def test_many_disconnects_at_random_times(warm_app: HostedApp, model_service: ModelService) -> None:
     model_service.tokens_per_second = 100
     model_service.answer(["word "] * 40)
     dice = random.Random(7)
 
-    async def come_and_go() -> None:
-        caller = await Caller.asks(inspected_app, dice.choice((SSE, NDJSON, PLAIN, DOCUMENT)))
+    async def connect_and_disconnect() -> None:
+        client = await RawClient.post_stream(warm_app, dice.choice((SSE, NDJSON, PLAIN, DOCUMENT)))
         await asyncio.sleep(dice.random() * 0.6)
-        caller.leaves(rudely=dice.random() < 0.5)
+        client.disconnect(reset=dice.random() < 0.5)
 
-    async with nothing_left(inspected_app, model_service, kept=100):
-        await asyncio.gather(*[come_and_go() for _ in range(100)])
-        await model_service.wait_for(lambda service: service.open_requests == 0, timeout=2)
+    async with nothing_remains(warm_app, model_service, kept=100):
+        await asyncio.gather(*[connect_and_disconnect() for _ in range(100)])
+        # A busy machine may have requests to read that were sent before the disconnect.
+        await model_service.wait_for(lambda service: service.open_requests == 0, timeout=15)
 
 
-async def test_one_who_leaves_takes_nobody_along(inspected_app: HostedApp, model_service: ModelService) -> None:
-    await warm(inspected_app)
-    model_service.requests.clear()
+async def test_disconnect_leaves_other_streams_alone(warm_app: HostedApp, model_service: ModelService) -> None:
     model_service.answer(["first ", "second"])
-    one = await Caller.asks(inspected_app, SSE, model=BY_HAND)
-    other = await Caller.asks(inspected_app, SSE, model=BY_HAND)
+    one = await RawClient.post_stream(warm_app, SSE, model=MANUAL_PACE)
+    other = await RawClient.post_stream(warm_app, SSE, model=MANUAL_PACE)
     await model_service.wait_for(lambda service: service.open_requests == 2)
-    one.leaves()
-    await model_service.wait_for(lambda service: service.open_requests == 1, timeout=PROMISE)
+    one.disconnect()
+    await model_service.wait_for(lambda service: service.open_requests == 1, timeout=AT_ONCE)
     model_service.release(10)
-    await other.hears("second")
-    await other.hears("event: done")
-    other.leaves()
+    await other.read_until("second")
+    await other.read_until("event: done")
+    other.disconnect()

@@ -1,4 +1,4 @@
-"""Readers of Server-Sent Events that others wrote, each reading the same stream to the same events."""
+"""Independent parsers of Server-Sent Events, which all parse the same stream into the same events."""
 
 import asyncio
 import json
@@ -14,9 +14,9 @@ from httpx_sse import aconnect_sse
 from local.model_service import ModelService
 from tests.end_to_end.hosting import HostedApp
 
-TEXT = 'Words,\nlines\r\nand "data: x"\n\nevent: done\n\u2028 \u4e2d\u6587 \U0001f33f\x00 \ufeffend'
+TEXT = 'Text,\nlines\r\nand "data: x"\n\nevent: done\n\u2028 \u4e2d\u6587 \U0001f33f\x00 \ufeffend'
 
-# A page's own reader is the same code: https://github.com/rexxars/eventsource is made of this parser.
+# https://github.com/rexxars/eventsource, an implementation of the browsers' EventSource, uses this parser.
 NODE = """
 import {createParser} from 'eventsource-parser'
 const answer = await fetch(process.argv[2], {
@@ -28,15 +28,15 @@ const parser = createParser({
   onError: (error) => { console.error(error); process.exit(1) },
 })
 const decoder = new TextDecoder()
-for await (const piece of answer.body) parser.feed(decoder.decode(piece, {stream: true}))
+for await (const chunk of answer.body) parser.feed(decoder.decode(chunk, {stream: true}))
 console.log(JSON.stringify(events))
 """
 
 
 @pytest.fixture(autouse=True)
-def an_answer_in_pieces(model_service: ModelService) -> None:
-    """Small pieces, at a pace that makes many events, with pings in between for nobody to notice."""
-    model_service.answer([TEXT[at : at + 3] for at in range(0, len(TEXT), 3)])
+def paced_answer(model_service: ModelService) -> None:
+    """Short tokens at a pace that makes many events."""
+    model_service.answer([TEXT[start : start + 3] for start in range(0, len(TEXT), 3)])
     model_service.tokens_per_second = 100
 
 
@@ -49,8 +49,8 @@ def check(events: list[tuple[str, Any]]) -> None:
     assert done["finish_reason"] == "stop"
 
 
-async def test_httpx_sse(caller: httpx.AsyncClient) -> None:
-    async with aconnect_sse(caller, "POST", "/stream", json={"input": "x"}) as source:
+async def test_httpx_sse(client: httpx.AsyncClient) -> None:
+    async with aconnect_sse(client, "POST", "/stream", json={"input": "x"}) as source:
         check([(event.event, event.json()) async for event in source.aiter_sse()])
 
 
@@ -67,13 +67,13 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except subprocess.TimeoutExpired:
         pytest.skip("the npm registry does not answer")
     if installed.returncode:
-        pytest.skip("the npm registry does not have eventsource-parser, or is out of reach")
+        pytest.skip("the npm registry does not have eventsource-parser, or can't be reached")
     (folder / "read.mjs").write_text(NODE)
     return folder
 
 
 async def run(*command: str | Path, folder: Path | None = None) -> str:
-    done = await asyncio.to_thread(subprocess.run, command, cwd=folder, capture_output=True, timeout=20, check=False)
+    done = await asyncio.to_thread(subprocess.run, command, cwd=folder, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 

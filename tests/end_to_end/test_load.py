@@ -1,6 +1,6 @@
-"""Many streams at once: none fails, none loses an event, and memory is flat afterwards.
+"""Many streams at once: none fails or loses an event, and memory does not grow.
 
-`STREAMS_SECONDS` in the environment makes it last longer than the few seconds of every day.
+`STREAMS_SECONDS` in the environment makes the first test last longer.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import pytest
@@ -17,130 +18,140 @@ import pytest
 from local.model_service import ModelService
 from tests.end_to_end.hosting import HostedApp, eventually
 
-INSPECTED_APP = Path(__file__).with_name("inspected_app")
-SECONDS = float(os.environ.get("STREAMS_SECONDS", "6"))
-STREAMS = 200
-PACE = 10.0  # tokens a second, each stream
-TOKENS = [f"w{number} " for number in range(20)]
-TEXT = "".join(TOKENS)
-GROWTH = 8 * 1024 * 1024  # bytes that the allocator may keep
+INSPECTED_APP: Final = Path(__file__).with_name("inspected_app")
+SECONDS: Final = float(os.environ.get("STREAMS_SECONDS", "5"))
+STREAMS: Final = 200
+TOKENS_PER_SECOND: Final = 10.0  # of each stream
+TOKENS: Final = [f"w{number} " for number in range(20)]
+TEXT: Final = "".join(TOKENS)
+MEMORY_GROWTH_LIMIT: Final = 8 * 1024 * 1024  # bytes that the allocator may keep
 
 
 @pytest.fixture(scope="module")
 def loaded_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, str]) -> HostedApp:
+    """The app with `GET /inspect`."""
     return functions_app(env=app_settings, script_root=INSPECTED_APP)
 
 
 async def one_stream(session: aiohttp.ClientSession, url: str) -> None:
-    """One answer, each event counted; fails when anything is amiss."""
+    """One answer, of which every event is checked."""
     async with session.post(f"{url}/stream", json={"input": "x"}) as response:
         assert response.status == 200
         content = await response.read()
-    *texts, done = content.decode().removesuffix("\n\n").split("\n\n")
+    *events, done = content.decode().removesuffix("\n\n").split("\n\n")
     assert done.startswith("event: done\ndata: {")
-    words = [text for text in texts if text != ": ping"]
-    assert "".join(json.loads(text.removeprefix("data: "))["text"] for text in words) == TEXT
+    texts = [event for event in events if event != ": ping"]
+    assert "".join(json.loads(text.removeprefix("data: "))["text"] for text in texts) == TEXT
 
 
-async def state(session: aiohttp.ClientSession, url: str) -> dict[str, int]:
+async def inspect(session: aiohttp.ClientSession, url: str) -> dict[str, int]:
+    """What exists in the worker process: counts, and its memory in bytes."""
     async with session.get(f"{url}/inspect") as response:
-        found = await response.json()
+        state = await response.json()
     return {
-        "tasks": len(found["tasks"]),
-        "streams": found["objects"]["Stream"],
-        "requests_kept": found["requests_kept"],
-        "resident": found["resident"],
+        "tasks": len(state["tasks"]),
+        "streams": state["objects"]["Stream"],
+        "requests_kept": state["requests_kept"],
+        "resident": state["resident"],
     }
 
 
+async def state_at_rest(session: aiohttp.ClientSession, url: str) -> dict[str, int] | None:
+    """The same, once no stream exists; None before."""
+    state = await inspect(session, url)
+    return None if state["streams"] else state
+
+
 @pytest.mark.timeout(SECONDS + 90)
-async def test_two_hundred_streams(
+async def test_two_hundred_streams_at_once(
     loaded_app: HostedApp, model_service: ModelService, record_property: Callable[[str, object], None]
 ) -> None:
     url = loaded_app.url
     model_service.answer(TOKENS)
     completed = 0
 
-    async def keep_asking(session: aiohttp.ClientSession, until: float) -> None:
+    async def stream_repeatedly(session: aiohttp.ClientSession, until: float) -> None:
         nonlocal completed
         while time.monotonic() < until:
             await one_stream(session, url)
             completed += 1
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        # As many streams as later, so that what is made once for each connection is there.
+        # As many streams as later, so that what is created once for each connection exists.
         await asyncio.gather(*[one_stream(session, url) for _ in range(STREAMS)])
-        before = await state(session, url)
-        model_service.tokens_per_second = PACE
-        most = 0
+        before = await eventually(lambda: state_at_rest(session, url))
+        model_service.tokens_per_second = TOKENS_PER_SECOND
+        most_at_once = 0
 
         async def watch() -> None:
-            nonlocal most
+            nonlocal most_at_once
             while True:
-                await asyncio.sleep(0.5)
-                most = max(most, model_service.open_requests)
+                most_at_once = max(most_at_once, model_service.open_requests)
+                await asyncio.sleep(0.2)
 
         watching = asyncio.create_task(watch())
         until = time.monotonic() + SECONDS
-        await asyncio.gather(*[keep_asking(session, until) for _ in range(STREAMS)])
+        await asyncio.gather(*[stream_repeatedly(session, until) for _ in range(STREAMS)])
         watching.cancel()
-        assert most >= STREAMS * 0.9, "the streams were not open at once"
+        assert most_at_once >= STREAMS * 0.9, "the streams were not open at the same time"
         assert completed >= STREAMS
 
-        async def at_rest() -> bool:
-            now = await state(session, url)
-            return now["tasks"] <= before["tasks"] and now["streams"] == before["streams"]
+        async def as_before() -> dict[str, int] | None:
+            now = await inspect(session, url)
+            return now if now["tasks"] <= before["tasks"] and now["streams"] == before["streams"] else None
 
-        await eventually(at_rest, within=5)
-        after = await state(session, url)
+        after = await eventually(as_before)
     record_property("streams", completed)
     record_property("resident_before", before["resident"])
     record_property("resident_after", after["resident"])
     print(f"{completed} streams; resident {before['resident'] >> 10} KiB before, {after['resident'] >> 10} KiB after")
     assert after["requests_kept"] <= before["requests_kept"] + 1
-    assert after["resident"] - before["resident"] < GROWTH
+    assert after["resident"] - before["resident"] < MEMORY_GROWTH_LIMIT
     assert model_service.open_requests == 0
     assert {record.ended for record in model_service.requests} == {"complete"}
     assert "Traceback" not in loaded_app.output
 
 
 async def test_streams_keep_their_pace_beside_many_others(loaded_app: HostedApp, model_service: ModelService) -> None:
-    """Each of fifty streams, measured from the model's making of a token to its sight at the caller."""
+    """Each of fifty streams, timed from the model service's write of a token to its arrival at the client."""
     model_service.tokens_per_second = 20
     model_service.answer([f"<{number}>" for number in range(30)])
-    late: list[float] = []
+    delays: list[float] = []
 
-    async def measured(session: aiohttp.ClientSession, number: int) -> None:
-        name = f"pace-of-stream-{number:04}"
+    async def timed_stream(session: aiohttp.ClientSession, number: int) -> None:
+        request_id = f"pace-of-stream-{number:04}"
         async with session.post(
-            f"{loaded_app.url}/stream", json={"input": "x"}, headers={"X-Request-Id": name}
+            f"{loaded_app.url}/stream", json={"input": "x"}, headers={"X-Request-Id": request_id}
         ) as response:
-            (made,) = [
+            (token_times,) = [
                 record.token_times
                 for record in model_service.requests
-                if record.headers.get("x-ms-client-request-id") == name
+                if record.headers.get("x-ms-client-request-id") == request_id
             ]
-            seen = 0
+            received, content = 0, b""
             async for chunk in response.content.iter_any():
                 now = time.monotonic()
-                while seen < 30 and b"<%d>" % seen in chunk:
-                    late.append(now - made[seen])
-                    seen += 1
-            assert seen == 30
+                content += chunk
+                while received < 30 and b"<%d>" % received in content:
+                    delays.append(now - token_times[received])
+                    received += 1
+            assert received == 30
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await asyncio.gather(*[measured(session, number) for number in range(50)])
-    assert len(late) == 50 * 30
-    assert statistics.median(late) < 0.1
+        await asyncio.gather(*[timed_stream(session, number) for number in range(50)])
+    assert len(delays) == 50 * 30
+    assert statistics.median(delays) < 0.3  # generous for a busy machine; a stream that waits for others takes 1.5 s
 
 
-async def test_a_stream_that_has_ended_is_gone_at_once(loaded_app: HostedApp, model_service: ModelService) -> None:
-    """Without the garbage collector: under load it comes late, and memory that waits for it is memory that grows."""
+async def test_a_finished_stream_is_freed_without_the_garbage_collector(
+    loaded_app: HostedApp, model_service: ModelService
+) -> None:
+    """Under load the collector runs late, and memory that waits for it is memory that grows."""
     async with loaded_app.client() as client:
         await client.get("/inspect?collector=off")
         try:
             for _ in range(30):
                 assert (await client.post("/stream", json={"input": "x"})).status_code == 200
         finally:
-            kept = (await client.get("/inspect")).json()["uncollected"]
-    assert kept <= 2
+            uncollected = (await client.get("/inspect")).json()["uncollected"]
+    assert uncollected <= 2

@@ -1,7 +1,7 @@
-"""The app against its own OpenAPI description: what fits it is answered as it says, and what does not is refused by the
-name of what is wrong.
+"""The app against its own OpenAPI description: valid requests get responses that conform to it, and invalid ones get an
+error that names the wrong fields.
 
-`make test ARGS=tests/end_to_end/test_openapi.py OPENAPI_EXAMPLES=2000` looks for longer.
+`OPENAPI_EXAMPLES=2000 make test ARGS=tests/end_to_end/test_openapi.py` tries more requests.
 """
 
 import asyncio
@@ -20,25 +20,26 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
-from local import faults
-from local.model_service import ModelService
-from relay import description
+from local.model_service import ModelService, faults
+from relay import openapi
 from tests.end_to_end.answers import DOCUMENT as JSON
-from tests.end_to_end.answers import PLAIN, STREAMS, Heard, understand
+from tests.end_to_end.answers import PLAIN, STREAMS, ReceivedAnswer, parse_answer
 from tests.end_to_end.hosting import HostedApp
 
 KEY: Final = "a-function-key"
-DOCUMENT: Final[dict[str, Any]] = json.loads(description.document())
+DOCUMENT: Final[dict[str, Any]] = json.loads(openapi.document())
 SCHEMA: Final = schemathesis.openapi.from_dict(DOCUMENT)
+# Operations by path and method.
 OPERATIONS: Final = {
     (path, method): it for path, methods in DOCUMENT["paths"].items() for method, it in methods.items()
 }
-GUARDED: Final = [where for where, operation in OPERATIONS.items() if "security" in operation]
-ASKING: Final = [where for where, operation in OPERATIONS.items() if "requestBody" in operation]
-OWN: Final = DOCUMENT["components"]["schemas"]["Chat"]["properties"]
+KEYED: Final = [operation for operation, it in OPERATIONS.items() if "security" in it]
+WITH_BODY: Final = [operation for operation, it in OPERATIONS.items() if "requestBody" in it]
+WITHOUT_BODY: Final = [operation for operation in OPERATIONS if operation not in WITH_BODY]
+OWN_MEMBERS: Final = DOCUMENT["components"]["schemas"]["ChatCompletionRequest"]["properties"]
 
 load_all_checks()
-CONFORMITY: Final = CHECKS.get_by_names(
+CONFORMANCE: Final = CHECKS.get_by_names(
     [
         "response_schema_conformance",
         "response_headers_conformance",
@@ -46,9 +47,9 @@ CONFORMITY: Final = CHECKS.get_by_names(
         "status_code_conformance",
     ]
 )
-SCHEMA_CONFORMITY: Final = CONFORMITY[0]
+SCHEMA_CONFORMANCE: Final = CONFORMANCE[0]
 
-# Faults that take their time, or a lot of it, in short.
+# Shorter versions of the faults with long answers.
 SHORT: Final = {"long": "long-20000", "huge-chunk": "huge-chunk-20000", "flood": "flood-500"}
 FAULTS: Final = [SHORT.get(fault, fault) for fault in faults.FAULTS]
 
@@ -65,110 +66,109 @@ fuzz = settings(
 
 @pytest.fixture(scope="module")
 def described_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, str]) -> HostedApp:
-    """The app, which wants a key."""
+    """The app, which requires a key."""
     return functions_app(env=app_settings, key=KEY)
 
 
 @pytest.fixture(scope="module")
 def failing_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, str]) -> HostedApp:
-    """The same with a deployment for each fault."""
+    """The same, with a deployment for each fault."""
     deployments = ",".join(f"fault-{fault}" for fault in FAULTS)
     return functions_app(
-        env=app_settings | {"AZURE_OPENAI_DEPLOYMENTS": deployments, "UPSTREAM_SILENCE_TIMEOUT_SECONDS": "0.3"},
+        env=app_settings | {"AZURE_OPENAI_DEPLOYMENTS": deployments, "UPSTREAM_SILENCE_TIMEOUT_SECONDS": "1"},
         key=KEY,
     )
 
 
+type Operation = tuple[str, str]
 type Send = Callable[..., requests.Response]
 
 
 @pytest.fixture
 def send(described_app: HostedApp) -> Iterator[Send]:
-    """Sends a request and reads the answer to its end, and holds it against the description, whatever it is."""
+    """Sends a request, reads the response to its end, and checks that it conforms to the description."""
     with requests.Session() as session:
 
         def send(case: Case, *, accept: str = "*/*", app: HostedApp = described_app) -> requests.Response:
-            response = case.call(base_url=app.url, session=session, headers={"Accept": accept}, timeout=20)
-            case.validate_response(response, checks=CONFORMITY, excluded_checks=unless_json(response))
+            response = case.call(base_url=app.url, session=session, headers={"Accept": accept}, timeout=30)
+            case.validate_response(response, checks=CONFORMANCE, excluded_checks=excluded_checks(response))
             return response
 
         yield send
 
 
-def unless_json(response: Any) -> list[Any]:
-    """The schema of a stream is beside the point: the checks take it for that of an event (as OpenAPI 3.2 has it)."""
-    return [] if "json" in response.headers["content-type"][0] else [SCHEMA_CONFORMITY]
+def excluded_checks(response: Any) -> list[Any]:
+    """The schema check does not apply to a stream: it takes the schema for that of an event (as in OpenAPI 3.2)."""
+    return [] if "json" in response.headers["content-type"][0] else [SCHEMA_CONFORMANCE]
 
 
-def requests_for(where: tuple[str, str], mode: GenerationMode) -> st.SearchStrategy[Case]:
-    """Requests for an operation, with the right key: what is wrong with them is in their bodies."""
-    path, method = where
+def requests_for(operation: Operation, mode: GenerationMode) -> st.SearchStrategy[Case]:
+    """Requests for an operation, with the right key: the invalid ones have an invalid body."""
+    path, method = operation
     return SCHEMA[path][method.upper()].as_strategy(generation_mode=mode, headers={"x-functions-key": KEY})
 
 
 def test_the_app_serves_the_description(described_app: HostedApp) -> None:
-    assert requests.get(described_app.url + "/openapi", timeout=20).json() == DOCUMENT
+    assert requests.get(described_app.url + "/openapi", timeout=30).json() == DOCUMENT
 
 
-@pytest.mark.parametrize("where", [where for where in OPERATIONS if where not in ASKING], ids=" ".join)
-async def test_what_asks_nothing_is_answered(send: Send, model_service: ModelService, where: tuple[str, str]) -> None:
+@pytest.mark.parametrize("operation", WITHOUT_BODY, ids=" ".join)
+async def test_request_without_a_body(send: Send, model_service: ModelService, operation: Operation) -> None:
     @settings(fuzz, max_examples=5)
-    @given(requests_for(where, GenerationMode.POSITIVE))
-    def fitting(case: Case) -> None:
+    @given(requests_for(operation, GenerationMode.POSITIVE))
+    def check(case: Case) -> None:
         assert send(case).status_code == 200
 
-    await asyncio.to_thread(fitting)
+    await asyncio.to_thread(check)
 
 
-async def test_a_prompt_that_fits_is_answered(send: Send, model_service: ModelService) -> None:
+async def test_valid_stream_request(send: Send, model_service: ModelService) -> None:
     @fuzz
     @given(requests_for(("/stream", "post"), GenerationMode.POSITIVE), st.sampled_from(STREAMS))
-    def fitting(case: Case, accept: str) -> None:
+    def check(case: Case, accept: str) -> None:
         if case.body.get("model"):
             assert send(case, accept=accept).status_code == 404
             del case.body["model"]
-        form = accept if case.body.get("stream", True) else JSON
+        media_type = accept if case.body.get("stream", True) else JSON
         response = send(case, accept=accept)
-        heard = Heard(
-            status=response.status_code, headers=httpx.Headers({"content-type": response.headers["content-type"][0]})
-        )
-        heard.raw = response.content
-        understand(heard, form)
-        assert heard.endings == 1
-        assert heard.text
-        assert form == PLAIN or heard.done
+        headers = httpx.Headers({"content-type": response.headers["content-type"][0]})
+        received = ReceivedAnswer(response.status_code, headers, response.content)
+        parse_answer(received, media_type)
+        assert received.endings == 1
+        assert received.text
+        assert media_type == PLAIN or received.done
 
-    await asyncio.to_thread(fitting)
+    await asyncio.to_thread(check)
 
 
-async def test_openais_request_that_fits_is_answered(send: Send, model_service: ModelService) -> None:
-    """What goes beyond this app's own fields is the model service's to refuse."""
+async def test_valid_chat_completion_request(send: Send, model_service: ModelService) -> None:
+    """Members that the app does not read may be refused by the model service."""
 
     @fuzz
     @given(requests_for(("/v1/chat/completions", "post"), GenerationMode.POSITIVE), st.booleans())
-    def fitting(case: Case, understood: bool) -> None:
-        if understood:
-            case.body = {name: case.body[name] for name in case.body if name in OWN}
+    def check(case: Case, own_members_only: bool) -> None:
+        if own_members_only:
+            case.body = {name: case.body[name] for name in case.body if name in OWN_MEMBERS}
             case.body["messages"] = [{"role": "user", "content": "Say something."}]
         if case.body.get("model"):
             assert send(case).status_code in (400, 404)
             del case.body["model"]
-        assert send(case).status_code in ((200,) if understood else (200, 400))
+        assert send(case).status_code in ((200,) if own_members_only else (200, 400))
 
-    await asyncio.to_thread(fitting)
+    await asyncio.to_thread(check)
 
 
-@pytest.mark.parametrize("where", ASKING, ids=" ".join)
-async def test_a_request_that_does_not_fit_is_refused_by_name(
-    send: Send, model_service: ModelService, where: tuple[str, str]
+@pytest.mark.parametrize("operation", WITH_BODY, ids=" ".join)
+async def test_invalid_request_is_rejected_by_field(
+    send: Send, model_service: ModelService, operation: Operation
 ) -> None:
-    schema = OPERATIONS[where]["requestBody"]["content"]["application/json"]["schema"]
+    schema = OPERATIONS[operation]["requestBody"]["content"]["application/json"]["schema"]
     body_validator = jsonschema_rs.validator_for(schema | {"components": DOCUMENT["components"]})
     properties = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
 
     @fuzz
-    @given(requests_for(where, GenerationMode.NEGATIVE))
-    def unfitting(case: Case) -> None:
+    @given(requests_for(operation, GenerationMode.NEGATIVE))
+    def check(case: Case) -> None:
         response = send(case)
         assert response.status_code == 400
         problem = response.json()
@@ -176,7 +176,7 @@ async def test_a_request_that_does_not_fit_is_refused_by_name(
             return
         wrong = wrong_fields(case.body, body_validator, properties)
         assert wrong
-        if where == ("/stream", "post"):
+        if operation == ("/stream", "post"):
             named = [error["field"] for error in problem["errors"]]
             assert all(any(names(field, it) for it in named) for field in wrong) or len(named) == 20
         else:
@@ -184,12 +184,12 @@ async def test_a_request_that_does_not_fit_is_refused_by_name(
             assert problem["error"]["message"]
         assert all(any(names(field, it) for field in wrong) for it in named)
 
-    await asyncio.to_thread(unfitting)
+    await asyncio.to_thread(check)
     assert model_service.requests == []
 
 
 def wrong_fields(body: dict[str, Any], validator: Any, properties: dict[str, Any]) -> set[str]:
-    """The fields that the description objects to: wrong, unknown or missing."""
+    """The fields that are invalid by the description: wrong, unknown or missing."""
     wrong = set()
     for error in validator.iter_errors(body):
         if error.instance_path:
@@ -201,21 +201,21 @@ def wrong_fields(body: dict[str, Any], validator: Any, properties: dict[str, Any
     return wrong
 
 
-def names(field: str, told: str) -> bool:
-    """Whether `told`, such as `input[2].role`, speaks of the field; a long name is told by its beginning."""
-    return told == field[:100] or told.startswith((f"{field}.", f"{field}["))
+def names(field: str, path: str) -> bool:
+    """Whether `path`, such as `input[2].role`, is in the field; of a long name it has the beginning."""
+    return path == field[:100] or path.startswith((f"{field}.", f"{field}["))
 
 
-@pytest.mark.parametrize("where", ASKING, ids=" ".join)
-async def test_a_failure_is_told_as_described(
-    send: Send, failing_app: HostedApp, model_service: ModelService, where: tuple[str, str]
+@pytest.mark.parametrize("operation", WITH_BODY, ids=" ".join)
+async def test_failures_conform_to_the_description(
+    send: Send, failing_app: HostedApp, model_service: ModelService, operation: Operation
 ) -> None:
-    path, method = where
+    path, method = operation
     message = {"role": "user", "content": "Say something."}
     body = {"messages": [message]} if path.startswith("/v1/") else {"input": [message]}
     statuses = set()
 
-    def ask(fault: str, *, stream: bool) -> None:
+    def send_to(fault: str, *, stream: bool) -> None:
         case = SCHEMA[path][method.upper()].Case(
             body=body | {"stream": stream, "model": fault},
             headers={"x-functions-key": KEY},
@@ -224,20 +224,20 @@ async def test_a_failure_is_told_as_described(
         statuses.add(send(case, app=failing_app).status_code)
 
     await asyncio.gather(
-        *[asyncio.to_thread(ask, f"fault-{fault}", stream=stream) for fault in FAULTS for stream in (True, False)]
+        *[asyncio.to_thread(send_to, f"fault-{fault}", stream=stream) for fault in FAULTS for stream in (True, False)]
     )
     assert statuses == {200, 400, 404, 429, 502, 504}
 
 
-@pytest.mark.parametrize("where", OPERATIONS, ids=" ".join)
-async def test_the_key_is_wanted_where_the_description_says_so(
-    described_app: HostedApp, model_service: ModelService, where: tuple[str, str]
+@pytest.mark.parametrize("operation", OPERATIONS, ids=" ".join)
+async def test_the_key_is_required_where_the_description_says_so(
+    described_app: HostedApp, model_service: ModelService, operation: Operation
 ) -> None:
-    path, method = where
+    path, method = operation
 
     def status(headers: dict[str, str]) -> int:
-        body = {"input": "x", "messages": []} if where in ASKING else None
-        return requests.request(method, described_app.url + path, json=body, headers=headers, timeout=20).status_code
+        body = {"input": "x", "messages": []} if operation in WITH_BODY else None
+        return requests.request(method, described_app.url + path, json=body, headers=headers, timeout=30).status_code
 
     for headers in ({}, {"x-functions-key": "another"}):
-        assert (await asyncio.to_thread(status, headers) == 401) == (where in GUARDED)
+        assert (await asyncio.to_thread(status, headers) == 401) == (operation in KEYED)

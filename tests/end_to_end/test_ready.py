@@ -1,4 +1,4 @@
-"""`GET /ready`: what is wrong with each deployment, and the mend in words; cheap to ask, and safe to ask often."""
+"""`GET /ready`: what is wrong with each deployment, and the remedy; cheap, and safe to request often."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ NO_DEPLOYMENT: Final = {"token": True, "role": True, "deployment": False, "answe
 NO_ANSWER: Final = {"token": True, "role": True, "deployment": True, "answers": False}
 UNREACHED: Final = {"token": True, "role": None, "deployment": None, "answers": False}
 
-# A deployment that is out of order in each way: what holds of it, the code, and words of the mend.
+# A deployment with each fault: the checks, the code, and texts that the remedy contains.
 DEPLOYMENTS: Final[dict[str, tuple[dict[str, Any], str | None, tuple[str, ...]]]] = {
     DEFAULT_DEPLOYMENT: (GOOD, None, ()),
     "o3": (GOOD, None, ()),
@@ -40,12 +40,13 @@ DEPLOYMENTS: Final[dict[str, tuple[dict[str, Any], str | None, tuple[str, ...]]]
     "fault-503-after": (NO_ANSWER, "upstream_error", ()),
     "fault-504": (NO_ANSWER, "upstream_timeout", ()),
     "fault-cut-headers": (UNREACHED, "upstream_error", ("network",)),
+    "wrong-path": (NO_DEPLOYMENT, "not_configured", ("AZURE_OPENAI_ENDPOINT",)),
 }
 
 
 @pytest.fixture
 def own_app(functions_app: Callable[..., HostedApp]) -> Iterator[Callable[..., HostedApp]]:
-    """Starts an app that has asked nobody yet, and ends it with the test."""
+    """Starts an app that has sent no probe yet, and ends it with the test."""
     apps: list[HostedApp] = []
 
     def start(key: str | None = None, **env: str) -> HostedApp:
@@ -55,65 +56,70 @@ def own_app(functions_app: Callable[..., HostedApp]) -> Iterator[Callable[..., H
     yield start
     for app in apps:
         app.stop()
-        app.expected_to_end = True
 
 
-def check_ready(answer: httpx.Response, status: int, says: str) -> dict[str, dict[str, Any]]:
+def check_ready(answer: httpx.Response, status_code: int, status: str) -> dict[str, dict[str, Any]]:
     """The findings, by backend."""
-    assert answer.status_code == status
+    assert answer.status_code == status_code
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
     document = answer.json()
-    assert document["status"] == says
+    assert document["status"] == status
     findings = {finding["backend"]: finding for finding in document["backends"]}
     assert len(findings) == len(document["backends"])
     for finding in findings.values():
         assert finding["ready"] is (finding["checks"] == GOOD)
-        assert ("mend" in finding) is not finding["ready"]
+        assert ("remedy" in finding) is not finding["ready"]
     return findings
 
 
-def check_cheap(model_service: ModelService, asked: int) -> None:
-    assert len(model_service.requests) == asked
+def check_probes(model_service: ModelService, count: int) -> None:
+    """There were so many probes, and none of them has cost a token."""
+    assert len(model_service.requests) == count
     for record in model_service.requests:
         assert record.body["messages"] == []
         assert record.tokens == 0
         assert record.ended != "complete"
 
 
-async def test_each_thing_that_can_be_wrong_and_its_mend(
-    own_app: Callable[..., HostedApp], model_service: ModelService
-) -> None:
-    app = own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS=",".join(DEPLOYMENTS))
-    async with app.client() as client:
+async def test_every_fault_and_its_remedy(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
+    backends = [
+        {
+            "endpoint": f"{model_service.origin}/nothing/v1/" if name == "wrong-path" else model_service.url,
+            "deployment": name,
+            "name": name,
+        }
+        for name in DEPLOYMENTS
+    ]
+    async with own_app(AZURE_OPENAI_BACKENDS=json.dumps(backends)).client() as client:
         answers = await asyncio.gather(*(client.get("/ready") for _ in range(20)))
         answers.append(await client.get("/ready"))
     assert len({answer.content for answer in answers}) == 1
-    check_cheap(model_service, len(DEPLOYMENTS))
+    check_probes(model_service, len(DEPLOYMENTS) - 1)  # the wrong path is not recorded
     findings = check_ready(answers[0], 503, "not_ready")
     assert list(findings) == list(DEPLOYMENTS)
-    for name, (checks, code, words) in DEPLOYMENTS.items():
+    for name, (checks, code, texts) in DEPLOYMENTS.items():
         finding = findings[name]
         assert finding["model"] == name
         assert finding["checks"] == checks, name
         assert finding.get("code") == code, name
-        for word in words:
-            assert word in finding["mend"], name
+        for text in texts:
+            assert text in finding["remedy"], name
     assert "127.0.0.1" not in answers[0].text
     assert str(model_service.port) not in answers[0].text
 
 
-async def test_all_is_well(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
+async def test_all_backends_are_ready(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
     app = own_app(
         key="a-key", AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS=f"{DEFAULT_DEPLOYMENT},o3"
     )
-    async with httpx.AsyncClient(base_url=app.url, verify=False) as stranger:
-        assert (await stranger.get("/ready")).status_code == 401
-        assert (await stranger.get("/health")).status_code == 200
+    async with httpx.AsyncClient(base_url=app.url, verify=False) as keyless:
+        assert (await keyless.get("/ready")).status_code == 401
+        assert (await keyless.get("/health")).status_code == 200
     assert model_service.requests == []
     async with app.client() as client:
         check_ready(await client.get("/ready"), 200, "ready")
-    check_cheap(model_service, 2)
+    check_probes(model_service, 2)
     assert all(record.deployment in (DEFAULT_DEPLOYMENT, "o3") for record in model_service.requests)
 
 
@@ -126,31 +132,23 @@ def two_accounts(model_service: ModelService, port: int) -> str:
     )
 
 
-async def test_one_of_two_is_enough_and_is_told(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        port = unheard.getsockname()[1]
+async def test_one_of_two_backends_is_enough(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
         app = own_app(AZURE_OPENAI_BACKENDS=two_accounts(model_service, port))
         async with app.client() as client:
             answer = await client.get("/ready")
             findings = check_ready(answer, 200, "degraded")
             assert findings["first"]["ready"]
             assert findings["second"]["checks"] == UNREACHED
-            assert "AZURE_OPENAI_BACKENDS" in findings["second"]["mend"]
+            assert "AZURE_OPENAI_BACKENDS" in findings["second"]["remedy"]
             assert str(port) not in answer.text
-            # Asking changes nothing for those who want an answer.
+            # A probe that failed has no effect on the requests of callers.
             assert (await client.post("/stream", json={"input": "x"})).status_code == 200
 
 
-async def test_a_wrong_path(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
-    app = own_app(AZURE_OPENAI_ENDPOINT=f"{model_service.origin}/nothing/v1/", AZURE_OPENAI_DEPLOYMENTS="some")
-    async with app.client() as client:
-        (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
-    assert finding["code"] == "not_configured"
-    assert "AZURE_OPENAI_ENDPOINT" in finding["mend"]
-
-
-async def test_a_wrong_key(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
+async def test_wrong_key(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
     model_service.api_key = model_service.accept_token = "the right one"
     app = own_app(
         AZURE_OPENAI_ENDPOINT=model_service.url,
@@ -161,11 +159,11 @@ async def test_a_wrong_key(own_app: Callable[..., HostedApp], model_service: Mod
         answer = await client.get("/ready")
     (finding,) = check_ready(answer, 503, "not_ready").values()
     assert finding["checks"] == NO_ROLE
-    assert "AZURE_OPENAI_API_KEY" in finding["mend"]
+    assert "AZURE_OPENAI_API_KEY" in finding["remedy"]
     assert "the-wrong-one" not in answer.text
 
 
-async def test_settings_that_are_missing(own_app: Callable[..., HostedApp]) -> None:
+async def test_missing_settings(own_app: Callable[..., HostedApp]) -> None:
     async with own_app().client() as client:
         answer = await client.get("/ready")
     assert answer.status_code == 503
@@ -180,7 +178,7 @@ async def test_settings_that_are_missing(own_app: Callable[..., HostedApp]) -> N
 
 @pytest.fixture
 def managed(model_service: ModelService) -> dict[str, str]:
-    """An app in Azure, as far as its identity goes."""
+    """The settings of an app in Azure that concern its identity."""
     model_service.identity.header = "the-platforms-own-secret"
     model_service.require_issued_token = True
     return {
@@ -193,16 +191,16 @@ def managed(model_service: ModelService) -> dict[str, str]:
     }
 
 
-async def test_the_identity_gives_a_token(
+async def test_the_identity_has_a_token(
     own_app: Callable[..., HostedApp], model_service: ModelService, managed: dict[str, str]
 ) -> None:
     async with own_app(**managed).client() as client:
         check_ready(await client.get("/ready"), 200, "ready")
-    check_cheap(model_service, 1)
+    check_probes(model_service, 1)
     assert len(model_service.identity.calls) == 1
 
 
-async def test_the_identity_gives_none(
+async def test_the_identity_has_no_token(
     own_app: Callable[..., HostedApp], model_service: ModelService, managed: dict[str, str]
 ) -> None:
     model_service.identity.failure = 400
@@ -211,24 +209,24 @@ async def test_the_identity_gives_none(
     (finding,) = check_ready(answer, 503, "not_ready").values()
     assert finding["checks"] == NO_TOKEN
     assert finding["code"] == "upstream_auth"
-    assert CLIENT_ID in finding["mend"]
-    assert "AZURE_CLIENT_ID" in finding["mend"]
+    assert CLIENT_ID in finding["remedy"]
+    assert "AZURE_CLIENT_ID" in finding["remedy"]
     assert "the-platforms-own-secret" not in answer.text
-    check_cheap(model_service, 0)
+    check_probes(model_service, 0)
 
 
-async def test_the_identity_lacks_its_role(
+async def test_the_identity_has_no_role(
     own_app: Callable[..., HostedApp], model_service: ModelService, managed: dict[str, str]
 ) -> None:
     model_service.faults[DEFAULT_DEPLOYMENT] = "401-role"
     async with own_app(**managed).client() as client:
         (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
     assert finding["checks"] == NO_ROLE
-    for word in (CLIENT_ID, "Cognitive Services OpenAI User", "terraform apply"):
-        assert word in finding["mend"]
+    for text in (CLIENT_ID, "Cognitive Services OpenAI User", "terraform apply"):
+        assert text in finding["remedy"]
 
 
-async def test_a_developer_without_a_sign_in(
+async def test_a_developer_who_is_not_signed_in(
     own_app: Callable[..., HostedApp], model_service: ModelService, managed: dict[str, str]
 ) -> None:
     for setting in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "AZURE_CLIENT_ID"):
@@ -236,4 +234,4 @@ async def test_a_developer_without_a_sign_in(
     async with own_app(**managed, PATH="/nowhere").client() as client:
         (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
     assert finding["checks"] == NO_TOKEN
-    assert "az login" in finding["mend"]
+    assert "az login" in finding["remedy"]

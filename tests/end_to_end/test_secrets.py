@@ -1,5 +1,5 @@
-"""What is private stays private: marked prompts, answers, keys and tokens go through every kind of request, good and
-bad, and none of the marks is ever on record, or in an answer that it does not belong in."""
+"""Private data stays private: every kind of request, valid or not, is sent with marks in its prompt, keys and tokens,
+and no mark is printed, exported, or sent in a response in which it does not belong."""
 
 import asyncio
 import json
@@ -7,21 +7,23 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import httpx
 import pytest
 from aiohttp import web
 
-from local.model_service import BY_HAND, DEFAULT_DEPLOYMENT, ModelService
-from relay.backends import Backends
+from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService
 from relay.problems import Problem
-from tests.end_to_end.answers import FORMATS, body_for
+from relay.upstream.pool import BackendPool
+from tests.end_to_end.answers import FORMATS, request_body
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.test_errors import OUTCOMES
 
-# The fixtures of Application Insights' door; `secret_settings`, which they take, is this module's own.
-from tests.end_to_end.test_telemetry import FUNCTION_KEY, MODEL_KEY, Ingestion, ingestion, insightful  # noqa: F401
+# `app_insights_app` uses this module's `secret_settings`.
+from tests.end_to_end.test_telemetry import FUNCTION_KEY, MODEL_KEY, Ingestion, app_insights_app, ingestion
+
+__all__ = ("app_insights_app", "ingestion")
 
 CRASHING_APP: Final = Path(__file__).with_name("crashing_app")
 
@@ -33,87 +35,98 @@ HEADER: Final = "mark-of-a-header"
 WRONG_KEY: Final = "mark-of-a-wrong-key"
 IDENTITY_HEADER: Final = "mark-of-the-identity-header"
 SETTING: Final = "mark-of-a-setting"
-# As Entra ID writes its tokens: three parts in base64, the first of which begins with {" .
+# As Entra ID writes its tokens: three parts in base64, of which the first begins with `{"`.
 TOKEN: Final = "eyJhbGciOiJub25lIn0.bWFyay1vZi10aGUtdG9rZW4.c2lnbmF0dXJl"
 
-WORDS: Final = (PROMPT, INSTRUCTIONS, ANSWER)
+TEXTS: Final = (PROMPT, INSTRUCTIONS, ANSWER)
 KEYS: Final = (FUNCTION_KEY, MODEL_KEY, WRONG_KEY, IDENTITY_HEADER, TOKEN, SETTING)
-EVERY_MARK: Final = (*WORDS, *KEYS, QUERY, HEADER)
+ALL_MARKS: Final = (*TEXTS, *KEYS, QUERY, HEADER)
 
 OPENAI: Final = "/v1/chat/completions"
 SLOW: Final = "slow"
-WAYS: Final = (*FORMATS, "openai stream", "openai document")
+# The kinds of answer that a caller can request.
+KINDS: Final = (*FORMATS, "openai stream", "openai document")
 
-# Every fault, none of them longer than it needs to be, in two ways of asking.
-SHORT: Final = {"long-100000": "long-20000", "huge-chunk": "huge-chunk-20000", "flood-20000": "flood-500"}
+# Every fault, some of them shortened, for two kinds of answer.
+SHORT: Final = {"long-40000": "long-20000", "huge-chunk": "huge-chunk-20000", "flood-8000": "flood-500"}
 FAULTY: Final = [
-    (SHORT.get(fault, fault), way) for number, fault in enumerate(OUTCOMES) for way in WAYS[number % 3 :: 3]
+    (SHORT.get(fault, fault), kind) for number, fault in enumerate(OUTCOMES) for kind in KINDS[number % 3 :: 3]
 ]
 
 
-def found(text: str, marks: Iterable[str], port: int = 0) -> set[str]:
+def marks_in(text: str, marks: Iterable[str], port: int = 0) -> set[str]:
     """The marks in a text, and the model service's address where its port is given."""
     address = {f":{port}", "/openai/v1"} if port else set()
     return {mark for mark in {*marks, *address} if mark in text}
 
 
-def request(way: str, **more: Any) -> dict[str, Any]:
-    """The httpx arguments of one good request in a way of asking; `more` are members of its body."""
-    if way in FORMATS:
-        members = body_for(way, PROMPT, instructions=INSTRUCTIONS, **more)
-        return {"url": "/stream", "json": members, "headers": {"Accept": way}}
+def request(kind: str, **members: Any) -> dict[str, Any]:
+    """The httpx arguments of a valid request for a kind of answer; `members` are added to its body."""
+    if kind in FORMATS:
+        body = request_body(kind, PROMPT, instructions=INSTRUCTIONS, **members)
+        return {"url": "/stream", "json": body, "headers": {"Accept": kind}}
     messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": PROMPT}]
-    return {"url": OPENAI, "json": {"messages": messages, "stream": way == "openai stream", **more}, "headers": {}}
+    return {"url": OPENAI, "json": {"messages": messages, "stream": kind == "openai stream", **members}, "headers": {}}
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What came back, and for what."""
+class Received:
+    """The response to one request; `request` describes the request."""
 
-    what: str
+    request: str
     status: int
-    told: str  # the head and the body
+    content: str  # headers and body
 
 
-class Asker:
-    """Sends requests with the key in the header and in the query by turns, and keeps all that comes back."""
+class RecordingClient:
+    """Sends requests with the key in the header and in the query by turns, and keeps all responses."""
 
     def __init__(self, app: HostedApp) -> None:
-        self.client = httpx.AsyncClient(base_url=app.url, timeout=20, verify=False)
-        self.answers: list[Answered] = []
+        self._client = httpx.AsyncClient(base_url=app.url, timeout=30, verify=False)
+        self.responses: list[Received] = []
 
-    async def ask(self, what: str, url: str, *, method: str = "POST", key: str = FUNCTION_KEY, **options: Any) -> None:
-        headers = {"Cookie": f"session={HEADER}", "X-Of-Their-Own": HEADER, **options.pop("headers", {})}
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def send(
+        self, description: str, url: str, *, method: str = "POST", key: str = FUNCTION_KEY, **options: Any
+    ) -> None:
+        """Send a request and read its response to the end."""
+        headers = {"Cookie": f"session={HEADER}", "X-Unknown-Header": HEADER, **options.pop("headers", {})}
         params = {"q": QUERY}
-        if len(self.answers) % 2:
+        if len(self.responses) % 2:
             headers["x-functions-key"] = key
         else:
             params["code"] = key
-        async with self.client.stream(method, url, params=params, headers=headers, **options) as response:
-            pieces = []
+        async with self._client.stream(method, url, params=params, headers=headers, **options) as response:
+            chunks = []
             try:
-                async for piece in response.aiter_raw():
-                    pieces.append(piece)
+                async for chunk in response.aiter_raw():
+                    chunks.append(chunk)
             except httpx.RemoteProtocolError:
-                pass  # an answer that was broken off
-        body = b"".join(pieces).decode(errors="replace")
-        self.answers.append(Answered(what, response.status_code, f"{response.headers.multi_items()}\n{body}"))
+                pass  # the app broke the connection
+        body = b"".join(chunks).decode(errors="replace")
+        self.responses.append(Received(description, response.status_code, f"{response.headers.multi_items()}\n{body}"))
 
-    async def leave(self, service: ModelService, way: str, tokens: int) -> None:
-        """Ask, and go away after so many tokens (an answer of OpenAI's wire in one document has none until its end)."""
-        whole = way == "openai document"
-        asking = asyncio.create_task(self.ask("left", **request(way, model=SLOW if whole else BY_HAND)))
-        await service.wait_for(lambda service: service.open_requests == 1)
+    async def disconnect(self, service: ModelService, kind: str, tokens: int) -> None:
+        """Send a request, and disconnect after so many tokens (none of a document of OpenAI's, which has no tokens)."""
+        whole = kind == "openai document"
+        earlier = len(service.requests)
+        sending = asyncio.create_task(self.send("disconnect", **request(kind, model=SLOW if whole else MANUAL_PACE)))
+        await service.wait_for(lambda service: len(service.requests) > earlier)
         if not whole:
             service.release(tokens)
             await service.wait_for(lambda service: service.requests[-1].tokens == tokens)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
         await service.wait_for(lambda service: service.open_requests == 0)
 
 
-# Bodies that are wrong, all with a mark in them.
-WRONG_BODIES: Final = (
+# Invalid bodies, each with a mark.
+INVALID_BODIES: Final = (
     PROMPT.encode(),
     f'{{"input": "{PROMPT}"'.encode(),
     f'"{PROMPT}"'.encode(),
@@ -129,11 +142,11 @@ WRONG_BODIES: Final = (
 
 @pytest.fixture(scope="module")
 def secret_settings(app_settings: dict[str, str]) -> dict[str, str]:
-    """Settings with a key, and a deployment for each fault and way of asking."""
-    faulty = [alias(fault, way) for fault, way in FAULTY]
+    """Settings with a key, and a deployment for each fault and kind of answer."""
+    faulty = [alias(fault, kind) for fault, kind in FAULTY]
     return app_settings | {
         "AZURE_OPENAI_API_KEY": MODEL_KEY,
-        "AZURE_OPENAI_DEPLOYMENTS": ",".join([DEFAULT_DEPLOYMENT, BY_HAND, SLOW, *faulty]),
+        "AZURE_OPENAI_DEPLOYMENTS": ",".join([DEFAULT_DEPLOYMENT, MANUAL_PACE, SLOW, *faulty]),
         "COMMIT_WAIT_SECONDS": "0.2",
         "PING_INTERVAL_SECONDS": "0.1",
         "UPSTREAM_SILENCE_TIMEOUT_SECONDS": "0.5",
@@ -141,57 +154,56 @@ def secret_settings(app_settings: dict[str, str]) -> dict[str, str]:
     }
 
 
-def alias(fault: str, way: str) -> str:
-    """A deployment that commits the fault for one way of asking alone: its rest after a refusal is nobody else's."""
-    return f"{fault}/{WAYS.index(way)}"
+def alias(fault: str, kind: str) -> str:
+    """A deployment with the fault for one kind of answer only, so that no other request meets its cool-down."""
+    return f"{fault}/{KINDS.index(kind)}"
 
 
-async def every_request(app: HostedApp, service: ModelService) -> list[Answered]:
-    """One of each kind of request that there is: good, bad, refused, failed, left."""
+async def send_every_request(app: HostedApp, service: ModelService) -> list[Received]:
+    """One request of each kind: valid, invalid, rejected, failing, disconnecting."""
     service.api_key = MODEL_KEY
     service.answer([ANSWER[:6], ANSWER[6:], " ", *[ANSWER, " "] * 10])
-    service.faults.update({alias(fault, way): fault for fault, way in FAULTY} | {SLOW: "stall-headers"})
-    asker = Asker(app)
-    async with asker.client:
-        for way in WAYS:
-            await asker.ask("good", **request(way))
-            await asker.leave(service, way, 0)
-            await asker.leave(service, way, 3)
-            await asker.ask("unknown model", **request(way, model=PROMPT))
-            await asker.ask("wrong key", **request(way), key=WRONG_KEY)
+    service.faults.update({alias(fault, kind): fault for fault, kind in FAULTY} | {SLOW: "stall-headers"})
+    async with RecordingClient(app) as client:
+        for kind in KINDS:
+            await client.send("valid", **request(kind))
+            await client.disconnect(service, kind, 0)
+            await client.disconnect(service, kind, 3)
+            await client.send("unknown model", **request(kind, model=PROMPT))
+            await client.send("wrong key", **request(kind), key=WRONG_KEY)
         await asyncio.gather(
-            *[asker.ask(f"fault {fault}", **request(way, model=alias(fault, way))) for fault, way in FAULTY]
+            *[client.send(f"fault {fault}", **request(kind, model=alias(fault, kind))) for fault, kind in FAULTY]
         )
-        for body in WRONG_BODIES:
+        for body in INVALID_BODIES:
             for url in ("/stream", OPENAI):
-                await asker.ask("wrong body", url, content=body, headers={"Content-Type": "application/json"})
-        await asker.ask("wrong type", "/stream", content=PROMPT, headers={"Content-Type": f"text/{PROMPT}"})
-        await asker.ask("wrong encoding", "/stream", content=PROMPT, headers={"Content-Encoding": PROMPT})
+                await client.send("invalid body", url, content=body, headers={"Content-Type": "application/json"})
+        await client.send("wrong type", "/stream", content=PROMPT, headers={"Content-Type": f"text/{PROMPT}"})
+        await client.send("wrong encoding", "/stream", content=PROMPT, headers={"Content-Encoding": PROMPT})
         for path in ("/v1/models", "/health", "/chat", "/openapi", f"/{QUERY}", "/docs"):
-            await asker.ask(path, path, method="GET")
-            await asker.ask(path, path, method="GET", key=WRONG_KEY)
-        await asker.ask("wrong method", "/stream", method="PUT", content=PROMPT)
+            await client.send(path, path, method="GET")
+            await client.send(path, path, method="GET", key=WRONG_KEY)
+        await client.send("wrong method", "/stream", method="PUT", content=PROMPT)
         service.api_key = "another"
-        for way in WAYS:
-            await asker.ask("refused key", **request(way))
-    return asker.answers
+        for kind in KINDS:
+            await client.send("refused key", **request(kind))
+    return client.responses
 
 
-def check_answers(answers: list[Answered], port: int) -> None:
-    """No key, no address in any; the caller's own words in none that is a failure."""
-    # What the model service refuses comes as a status or, where it took its time, as an event.
-    assert {200, 400, 401, 404, 413, 415} <= {answer.status for answer in answers}
-    assert all(any(code in answer.told for answer in answers) for code in ("rate_limited", "upstream_error"))
-    for answer in answers:
-        assert not found(answer.told, KEYS, port), answer
-        if answer.status >= 400:
-            assert not found(answer.told, WORDS), answer
-        assert not found(answer.told, (PROMPT, INSTRUCTIONS, HEADER)), answer
-    assert all(ANSWER in answer.told for answer in answers if answer.what == "good"), "the marks are not there at all"
+def check_responses(responses: list[Received], port: int) -> None:
+    """There is no key and no address in any response, and no text in an error."""
+    # A refusal of the model service becomes a status, or an event where it came after the commit.
+    assert {200, 400, 401, 404, 413, 415} <= {it.status for it in responses}
+    assert all(any(code in it.content for it in responses) for code in ("rate_limited", "upstream_error"))
+    for it in responses:
+        assert not marks_in(it.content, KEYS, port), it
+        if it.status >= 400:
+            assert not marks_in(it.content, TEXTS), it
+        assert not marks_in(it.content, (PROMPT, INSTRUCTIONS, HEADER)), it
+    assert all(ANSWER in it.content for it in responses if it.request == "valid"), "the marks are missing"
 
 
-def said_since(app: HostedApp, start: str) -> str:
-    """What host and worker printed after `start`, which has the host's table of routes, with the key, in it."""
+def output_since(app: HostedApp, start: str) -> str:
+    """What host and worker have printed after `start`, which contains the host's table of routes and the key."""
     assert app.output.startswith(start)
     return app.output[len(start) :]
 
@@ -201,68 +213,63 @@ async def test_nothing_private_is_printed(
 ) -> None:
     app = functions_app(env=secret_settings, key=FUNCTION_KEY, fresh=True)
     start = app.output
-    assert not found(start, EVERY_MARK[:-2], model_service.port) - {FUNCTION_KEY}
-    answers = await every_request(app, model_service)
-    check_answers(answers, model_service.port)
+    assert not marks_in(start, ALL_MARKS[:-2], model_service.port) - {FUNCTION_KEY}
+    responses = await send_every_request(app, model_service)
+    check_responses(responses, model_service.port)
 
-    def records() -> int:
-        return app.output.count('[worker] {"event":"stream"')
-
-    asked = 4 * len(WAYS) + len(FAULTY)
-    await eventually(lambda: records() >= asked, within=5)
-    assert not found(said_since(app, start), EVERY_MARK, model_service.port)
+    streams = 4 * len(KINDS) + len(FAULTY)
+    await eventually(lambda: len(app.stream_records()) >= streams)
+    assert not marks_in(output_since(app, start), ALL_MARKS, model_service.port)
 
 
 async def test_nothing_private_is_sent_to_application_insights(
-    insightful: HostedApp,  # noqa: F811
-    ingestion: Ingestion,  # noqa: F811
-    model_service: ModelService,
+    app_insights_app: HostedApp, ingestion: Ingestion, model_service: ModelService
 ) -> None:
-    start = insightful.output
-    await every_request(insightful, model_service)
+    start = app_insights_app.output
+    await send_every_request(app_insights_app, model_service)
 
     def spans() -> int:
         return len(ingestion.of("RemoteDependencyData"))
 
-    await eventually(lambda: spans() >= 4 * len(WAYS) + len(FAULTY), within=20)
-    assert not found("\n".join(ingestion.raw), EVERY_MARK, model_service.port)
-    assert not found(said_since(insightful, start), EVERY_MARK, model_service.port)
+    await eventually(lambda: spans() >= 4 * len(KINDS) + len(FAULTY), within=30)
+    assert not marks_in("\n".join(ingestion.raw), ALL_MARKS, model_service.port)
+    assert not marks_in(output_since(app_insights_app, start), ALL_MARKS, model_service.port)
 
 
-# ── A model service that repeats what it was sent ────────────────────────────────────────────────────────────────────
+# ── A model service that repeats the request in its errors ───────────────────────────────────────────────────────────
 
 
 @dataclass
-class Echo:
-    """A model service whose every word is the request: its key or token, its address, its body.
+class EchoService:
+    """A model service whose errors contain the request: its key or token, its address, its body.
 
-    `status` is what it answers with; with 200 it fails in the stream. `/msi/token` gives `TOKEN`, or while `signing_in`
-    is false refuses with the header that the platform sent.
+    `status` is the status of its responses; with 200 it fails in the stream. `/msi/token` returns `TOKEN` or, while
+    `signing_in` is false, an error that contains the platform's header.
     """
 
     status: int = 400
     signing_in: bool = True
 
-    async def complete(self, asked: web.Request) -> web.StreamResponse:
-        body = (await asked.read()).decode()
-        message = f"{asked.headers['Authorization']} asked http://{asked.host}{asked.path_qs} for {body}"
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = (await request.read()).decode()
+        message = f"{request.headers['Authorization']} sent http://{request.host}{request.path_qs} this: {body}"
         failure = json.dumps({"error": {"message": message, "type": message, "param": message, "code": "echo"}})
         if self.status != 200:
             return web.Response(text=failure, status=self.status, content_type="application/json")
         events = f": {message}\nevent: {message}\nid: {message}\ndata: {failure}\n\n"
         return web.Response(text=events, content_type="text/event-stream")
 
-    async def token(self, asked: web.Request) -> web.StreamResponse:
+    async def token(self, request: web.Request) -> web.StreamResponse:
         if not self.signing_in:
-            return web.json_response({"message": f"not for {asked.headers['X-IDENTITY-HEADER']}"}, status=400)
+            return web.json_response({"message": f"not for {request.headers['X-IDENTITY-HEADER']}"}, status=400)
         document = {"access_token": TOKEN, "expires_on": "4070908800", "resource": "r", "token_type": "Bearer"}
         return web.json_response(document)
 
 
 @pytest.fixture
-async def echo(model_service_port: int) -> AsyncIterator[Echo]:
-    """It, in the model service's place."""
-    echo = Echo()
+async def echo(model_service_port: int) -> AsyncIterator[EchoService]:
+    """This service in the model service's place."""
+    echo = EchoService()
     application = web.Application()
     application.router.add_post("/openai/v1/chat/completions", echo.complete)
     application.router.add_get("/msi/token", echo.token)
@@ -277,14 +284,14 @@ STATUSES: Final = (200, 400, 401, 403, 404, 408, 413, 422, 429, 500, 503)
 
 
 @pytest.fixture(params=["key", "managed identity", "developer"])
-def proven_app(
+def signed_in_app(
     request: pytest.FixtureRequest,
     functions_app: Callable[..., HostedApp],
     app_settings: dict[str, str],
     model_service_port: int,
     tmp_path: Path,
 ) -> HostedApp:
-    """The app, proving itself in one of its ways. None of its deployments gets in the way of another request."""
+    """The app with one kind of credential, and with a deployment for each request, so that none meets a cool-down."""
     settings = app_settings | {"AZURE_OPENAI_DEPLOYMENTS": ",".join(f"model-{number}" for number in range(100))}
     match request.param:
         case "key":
@@ -302,32 +309,31 @@ def proven_app(
     return functions_app(env=settings, key=FUNCTION_KEY, fresh=True)
 
 
-async def test_what_the_model_service_repeats_goes_no_further(
-    proven_app: HostedApp, echo: Echo, model_service_port: int
+async def test_upstream_errors_are_not_quoted(
+    signed_in_app: HostedApp, echo: EchoService, model_service_port: int
 ) -> None:
-    start = proven_app.output
-    asker = Asker(proven_app)
-    async with asker.client:
+    start = signed_in_app.output
+    async with RecordingClient(signed_in_app) as client:
         models = iter(range(100))
         for echo.status in STATUSES:
-            for way in WAYS:
-                await asker.ask(f"{echo.status} {way}", **request(way, model=f"model-{next(models)}"))
-        await asker.ask("ready", "/ready", method="GET")
-    assert len(asker.answers) == len(STATUSES) * len(WAYS) + 1
-    for answer in asker.answers:
-        # To a caller of OpenAI's wire, what the service says of a request that it finds at fault is passed on.
-        passed_on = answer.what.startswith(("400 openai", "413 openai", "422 openai"))
-        assert (PROMPT in answer.told) == passed_on, answer
-        assert not found(answer.told, (*KEYS, f":{model_service_port}")), answer
+            for kind in KINDS:
+                await client.send(f"{echo.status} {kind}", **request(kind, model=f"model-{next(models)}"))
+        await client.send("ready", "/ready", method="GET")
+    assert len(client.responses) == len(STATUSES) * len(KINDS) + 1
+    for it in client.responses:
+        # The service's message about an invalid request is passed on to callers of OpenAI's wire.
+        passed_on = it.request.startswith(("400 openai", "413 openai", "422 openai"))
+        assert (PROMPT in it.content) == passed_on, it
+        assert not marks_in(it.content, (*KEYS, f":{model_service_port}")), it
         if not passed_on:
-            assert not found(answer.told, WORDS, model_service_port), answer
-    assert not found(said_since(proven_app, start), EVERY_MARK, model_service_port)
+            assert not marks_in(it.content, TEXTS, model_service_port), it
+    assert not marks_in(output_since(signed_in_app, start), ALL_MARKS, model_service_port)
 
 
-async def test_a_sign_in_that_fails_is_not_quoted(
+async def test_a_failed_sign_in_is_not_quoted(
     functions_app: Callable[..., HostedApp],
     app_settings: dict[str, str],
-    echo: Echo,
+    echo: EchoService,
     model_service_port: int,
     tmp_path: Path,
 ) -> None:
@@ -343,21 +349,20 @@ async def test_a_sign_in_that_fails_is_not_quoted(
     for identity in (managed, developer):
         app = functions_app(env=app_settings | scope | identity, key=FUNCTION_KEY, fresh=True)
         start = app.output
-        asker = Asker(app)
-        async with asker.client:
-            for way in WAYS:
-                await asker.ask("no sign-in", **request(way))
-            await asker.ask("ready", "/ready", method="GET")
-        assert {answer.status for answer in asker.answers} <= {200, 502, 503}
-        assert all("upstream_auth" in answer.told for answer in asker.answers if "text/plain" not in answer.told)
-        for answer in asker.answers:
-            assert not found(answer.told, EVERY_MARK, model_service_port), answer
-        # Why a sign-in failed is azure-identity's to say, in its service's words: nobody could mend it otherwise.
+        async with RecordingClient(app) as client:
+            for kind in KINDS:
+                await client.send("no sign-in", **request(kind))
+            await client.send("ready", "/ready", method="GET")
+        assert {it.status for it in client.responses} <= {200, 502, 503}
+        assert all("upstream_auth" in it.content for it in client.responses if "text/plain" not in it.content)
+        for it in client.responses:
+            assert not marks_in(it.content, ALL_MARKS, model_service_port), it
+        # azure-identity logs why a sign-in failed, and quotes the response: without it no one could find the remedy.
         quoted = {IDENTITY_HEADER} if identity is managed else {TOKEN, HEADER}
-        assert not found(said_since(app, start), set(EVERY_MARK) - quoted, model_service_port)
+        assert not marks_in(output_since(app, start), set(ALL_MARKS) - quoted, model_service_port)
 
 
-# ── The app's own faults ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Exceptions in the app ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -367,37 +372,37 @@ def crashing_app(functions_app: Callable[..., HostedApp], app_settings: dict[str
     return functions_app(env=env, key=FUNCTION_KEY, script_root=CRASHING_APP, fresh=True)
 
 
-async def test_a_crash_in_a_stream_quotes_nothing(crashing_app: HostedApp, model_service: ModelService) -> None:
+async def send_failing_requests(app: HostedApp, instructions: str) -> list[Received]:
+    """Request an answer in each format, with the instructions that make the app fail."""
+    async with RecordingClient(app) as client:
+        for media_type in FORMATS:
+            arguments = request(media_type)
+            arguments["json"]["instructions"] = instructions
+            await client.send(media_type, **arguments)
+    return client.responses
+
+
+async def test_an_exception_in_a_stream_is_not_quoted(crashing_app: HostedApp, model_service: ModelService) -> None:
     model_service.answer([ANSWER, " ", ANSWER])
     model_service.tokens_per_second = 50
     start = crashing_app.output
-    asker = Asker(crashing_app)
-    async with asker.client:
-        for way in FORMATS:
-            asked = request(way)
-            asked["json"]["instructions"] = "fail while reading the answer"
-            await asker.ask(way, **asked)
-    for answer in asker.answers:
-        assert "internal_error" in answer.told or "text/plain" in answer.told, answer
-        assert not found(answer.told, (PROMPT, *KEYS, "what to do"), model_service.port)
-    await eventually(lambda: said_since(crashing_app, start).count('"relay.code":"internal_error"') == len(FORMATS))
-    assert "ValueError at function_app.py" in said_since(crashing_app, start), "the record says where"
-    assert not found(said_since(crashing_app, start), (*EVERY_MARK, "what to do"), model_service.port)
+    responses = await send_failing_requests(crashing_app, "fail while reading the answer")
+    for it in responses:
+        assert "internal_error" in it.content or "text/plain" in it.content, it
+        assert not marks_in(it.content, (PROMPT, *KEYS, "what to do"), model_service.port)
+    await eventually(lambda: output_since(crashing_app, start).count('"relay.code":"internal_error"') == len(FORMATS))
+    assert "ValueError at function_app.py" in output_since(crashing_app, start), "the record names the place"
+    assert not marks_in(output_since(crashing_app, start), (*ALL_MARKS, "what to do"), model_service.port)
 
 
-async def test_a_crash_before_a_stream_quotes_nothing(crashing_app: HostedApp, model_service: ModelService) -> None:
+async def test_an_exception_before_a_stream_is_not_quoted(crashing_app: HostedApp, model_service: ModelService) -> None:
     start = crashing_app.output
-    asker = Asker(crashing_app)
-    async with asker.client:
-        for way in FORMATS:
-            asked = request(way)
-            asked["json"]["instructions"] = "fail before asking"
-            await asker.ask(way, **asked)
-    assert {answer.status for answer in asker.answers} == {500}
-    for answer in asker.answers:
-        assert "internal_error" in answer.told, answer
-        assert not found(answer.told, (*EVERY_MARK, "what to do"), model_service.port), answer
-    assert not found(said_since(crashing_app, start), (*EVERY_MARK, "what to do"), model_service.port)
+    responses = await send_failing_requests(crashing_app, "fail before asking")
+    assert {it.status for it in responses} == {500}
+    for it in responses:
+        assert "internal_error" in it.content, it
+        assert not marks_in(it.content, (*ALL_MARKS, "what to do"), model_service.port), it
+    assert not marks_in(output_since(crashing_app, start), (*ALL_MARKS, "what to do"), model_service.port)
 
 
 # ── Settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -420,14 +425,14 @@ WRONG_SETTINGS: Final = (
 
 @pytest.mark.parametrize("wrong", WRONG_SETTINGS, ids=range(len(WRONG_SETTINGS)))
 def test_a_wrong_setting_is_not_quoted(wrong: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
-    good = {"AZURE_OPENAI_ENDPOINT": "https://a.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "a"}
+    valid = {"AZURE_OPENAI_ENDPOINT": "https://a.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "a"}
     if "AZURE_OPENAI_BACKENDS" in wrong:
-        good = {}
-    problem = Backends.configured(good | wrong)
+        valid = {}
+    problem = BackendPool.from_environment(valid | wrong)
     assert isinstance(problem, Problem)
     assert problem.code == "not_configured"
-    for told in (problem.document("an-id"), problem.openai_document("an-id")):
-        assert SETTING not in told.decode()
+    for document in (problem.document("an-id"), problem.openai_document("an-id")):
+        assert SETTING not in document.decode()
     printed = "".join(capfd.readouterr())
     assert printed.count("not_configured") == len(problem.errors)
     assert SETTING not in printed

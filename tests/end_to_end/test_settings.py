@@ -1,4 +1,4 @@
-"""An app whose settings are missing or wrong: it starts, says which, and answers with a problem."""
+"""An app with missing or wrong settings starts, logs each of them, and answers with a problem that names them."""
 
 from collections.abc import Callable
 
@@ -26,12 +26,12 @@ WRONG: dict[str, tuple[dict[str, str], set[str]]] = {
             "MAX_BODY_BYTES",
         },
     ),
-    "a list that is none": ({"AZURE_OPENAI_BACKENDS": f'[{{"endpoint": "{SECRET}"'}, {"AZURE_OPENAI_BACKENDS"}),
+    "a list that is not one": ({"AZURE_OPENAI_BACKENDS": f'[{{"endpoint": "{SECRET}"'}, {"AZURE_OPENAI_BACKENDS"}),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-async def test_a_wrong_setting_is_named_and_breaks_nothing_else(
+async def test_wrong_settings_are_named_and_affect_nothing_else(
     functions_app: Callable[..., HostedApp], case: str
 ) -> None:
     environment, named = WRONG[case]
@@ -45,9 +45,9 @@ async def test_a_wrong_setting_is_named_and_breaks_nothing_else(
     assert (problem["code"], problem["status"]) == ("not_configured", 503)
     assert {error["field"] for error in problem["errors"]} == named
     assert all(error["message"] for error in problem["errors"])
-    complaints = [line for line in app.output.splitlines() if '"event":"not_configured"' in line]
-    assert len(complaints) == len(named)
+    logged = [line for line in app.output.splitlines() if '"event":"not_configured"' in line]
+    assert len(logged) == len(named)
     for setting in named:
-        assert any(setting in line for line in complaints)
+        assert any(setting in line for line in logged)
     assert SECRET not in app.output
     assert SECRET not in answer.text

@@ -1,1 +1,1 @@
-"""What reads bytes of others, fed with anything: `make fuzz`."""
+"""Fuzzing of the parsers of external input: `make fuzz`."""

@@ -1,6 +1,6 @@
-"""What must hold whatever the bytes are: one function a target, which raises when it does not hold.
+"""Properties that must hold for any input: one function a target, which raises when its property does not hold.
 
-They need no fuzzer: `tests/test_fuzz_corpus.py` runs them on the corpus.
+They need no fuzzer: `tests/fuzz/test_corpus.py` runs them on the corpus.
 """
 
 import json
@@ -9,76 +9,85 @@ from typing import Any, Final
 
 import msgspec
 
-from relay import chat, prompt
-from relay.completion import Completion, Done, EventReader, Failed, Reading, Text, Verbatim, VerbatimCompletion
-from relay.completion import WholeCompletion as Whole
-from relay.formats import JsonDocument, NewlineDelimitedJson, OpenAIEvents, PlainText, ServerSentEvents, choose
 from relay.problems import Problem
+from relay.streaming.events import Decoder, Done, Failed, Text, Verbatim
+from relay.upstream.sse import SSEDecoder
+from relay.wires import chat_completions, stream
+from relay.wires.chat_completions import EventEncoder
+from relay.wires.chat_decoders import DocumentDecoder, TextDecoder, VerbatimDecoder
+from relay.wires.stream_encoders import (
+    JSONDocumentEncoder,
+    NDJSONEncoder,
+    PlainTextEncoder,
+    SSEEncoder,
+    encoder_for,
+)
 
-_LIMIT: Final = 1000  # the output limit that the app is told
+_LIMIT: Final = 1000  # the app's output limit
 
 
-def read_prompt(data: bytes) -> None:
-    """`POST /stream`: a prompt whose parameters are JSON and say what the body says, or a problem with a document."""
-    asked = prompt.read(data)
-    if isinstance(asked, Problem):
-        _check_problem(asked)
+def parse_stream_request(data: bytes) -> None:
+    """`POST /stream`: a request whose upstream parameters are JSON and hold the body's text, or a problem."""
+    request = stream.parse(data)
+    if isinstance(request, Problem):
+        _check_problem(request)
         return
     body = json.loads(data.decode("utf-8-sig"))
-    parameters = json.loads(msgspec.json.encode(asked.parameters(max_output_tokens=_LIMIT)))
-    said = parameters["messages"][-1]["content"]
-    assert said == (body["input"] if isinstance(body["input"], str) else body["input"][-1]["content"])
+    parameters = json.loads(msgspec.json.encode(request.upstream_request(max_output_tokens=_LIMIT).parameters))
+    sent = parameters["messages"][-1]["content"]
+    assert sent == (body["input"] if isinstance(body["input"], str) else body["input"][-1]["content"])
     assert 1 <= parameters["max_completion_tokens"] <= _LIMIT
-    asked.form("text/plain")
+    request.encoder("text/plain")
 
 
-def read_chat(data: bytes) -> None:
-    """`POST /v1/chat/completions`: the body's members as they are but for what the app decides, or a problem."""
-    asked = chat.read(data)
-    if isinstance(asked, Problem):
-        _check_problem(asked)
+def parse_chat_request(data: bytes) -> None:
+    """`POST /v1/chat/completions`: the body's members unchanged except those that the app decides, or a problem."""
+    request = chat_completions.parse(data)
+    if isinstance(request, Problem):
+        _check_problem(request)
         return
     decided = ("model", "stream_options", "max_tokens", "max_completion_tokens")
-    parameters = json.loads(msgspec.json.encode({**asked.parameters(max_output_tokens=_LIMIT), "model": "m"}))
+    upstream_request = request.upstream_request(max_output_tokens=_LIMIT)
+    parameters = json.loads(msgspec.json.encode({**upstream_request.parameters, "model": "m"}))
     body = json.loads(data.decode("utf-8-sig"))
     for name, value in body.items():
         assert name in decided or parameters[name] == value, name
     for name in decided[2:]:
         assert parameters.get(name) is None or 1 <= parameters[name] <= _LIMIT
-    assert asked.stream == (body.get("stream") is True)
-    asked.form(None)
+    assert request.stream == upstream_request.stream == (body.get("stream") is True)
+    request.encoder(None)
 
 
 def _check_problem(problem: Problem) -> None:
     for document in (problem.document("a-request"), problem.openai_document("a-request")):
         assert isinstance(json.loads(document), dict)
-        assert len(document) < 10_000, "an answer is no multiple of a hostile request"
+        assert len(document) < 10_000, "the response is a multiple of a hostile request"
 
 
 def split_events(data: bytes) -> None:
-    """The reader of the event stream splits as the standard says, wherever the reads were split."""
-    stream, cuts = _cut(data)
-    whole = EventReader().feed(stream)
-    assert whole == list(_events(stream))
-    pieces = EventReader()
-    assert [event for piece in cuts for event in pieces.feed(piece)] == whole
+    """The decoder of the event stream splits as the standard says, wherever the reads were split."""
+    content, chunks = _cut(data)
+    whole = SSEDecoder().feed(content)
+    assert whole == list(_events(content))
+    decoder = SSEDecoder()
+    assert [event for chunk in chunks for event in decoder.feed(chunk)] == whole
 
 
 def _cut(data: bytes) -> tuple[bytes, list[bytes]]:
-    """A stream, and the same in pieces, whose sizes its first bytes give: how many, then each."""
+    """A stream, and the same in chunks, whose sizes are given by its first bytes: their number, then each size."""
     count = data[0] % 16 if data else 0
-    sizes, stream = data[1 : 1 + count], data[1 + count :]
-    pieces, at = [], 0
-    while at < len(stream):
-        size = 1 + (sizes[len(pieces) % len(sizes)] if sizes else len(stream))
-        pieces.append(stream[at : at + size])
-        at += size
-    return stream, pieces
+    sizes, content = data[1 : 1 + count], data[1 + count :]
+    chunks, position = [], 0
+    while position < len(content):
+        size = 1 + (sizes[len(chunks) % len(sizes)] if sizes else len(content))
+        chunks.append(content[position : position + size])
+        position += size
+    return content, chunks
 
 
-def _events(stream: bytes) -> Iterator[bytes]:
+def _events(content: bytes) -> Iterator[bytes]:
     """The data of the events, by the letter of WHATWG HTML, section 9.2.6."""
-    *lines, _ = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    *lines, _ = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     data: list[bytes] = []
     for line in lines:
         name, _, value = line.partition(b":")
@@ -90,55 +99,56 @@ def _events(stream: bytes) -> Iterator[bytes]:
             data.append(value.removeprefix(b" "))
 
 
-def read_words(data: bytes) -> None:
-    """An answer read for its words: the same wherever it was split, the words that were said, in every format."""
-    stream, cuts = _cut(data)
-    whole, end = _read(Completion(), [stream])
-    pieces, same_end = _read(Completion(), cuts)
-    words, split = ("".join(_strings(texts)) for texts in (whole, pieces))
-    assert _utf16(split) == _utf16(words)
-    assert _kind(end) == _kind(same_end)
-    said = _said(stream)
-    if said is not None:
-        assert _utf16(words) == _utf16(said) if isinstance(end, Done) else _utf16(said).startswith(_utf16(words))
-    _check_formats(whole, end, words)
+def decode_text(data: bytes) -> None:
+    """The text of an answer: the same wherever it was split, equal to what was sent, in every format."""
+    content, chunks = _cut(data)
+    whole, terminal = _decode(TextDecoder(), [content])
+    parts, same_terminal = _decode(TextDecoder(), chunks)
+    text, split = ("".join(_strings(texts)) for texts in (whole, parts))
+    assert _utf16(split) == _utf16(text)
+    assert _summary(terminal) == _summary(same_terminal)
+    sent = _sent_text(content)
+    if sent is not None:
+        complete = isinstance(terminal, Done)
+        assert _utf16(text) == _utf16(sent) if complete else _utf16(sent).startswith(_utf16(text))
+    _check_encoders(whole, terminal, text)
 
 
-def _read(reading: Reading, pieces: list[bytes]) -> tuple[list[Text], Done | Failed]:
-    """All that a reading makes of an answer; one end, and nothing after it."""
+def _decode(decoder: Decoder, chunks: list[bytes]) -> tuple[list[Text], Done | Failed]:
+    """All that a decoder makes of an answer; one terminal event, and nothing after it."""
     texts: list[Text] = []
-    end: Done | Failed | None = None
-    for piece in pieces:
-        for event in reading.read(piece):
-            assert end is None, "something came after the end"
+    terminal: Done | Failed | None = None
+    for chunk in chunks:
+        for event in decoder.feed(chunk):
+            assert terminal is None, "an event came after the terminal one"
             if isinstance(event, Text):
                 texts.append(event)
             else:
-                end = event
-    return texts, end or reading.end()
+                terminal = event
+    return texts, terminal or decoder.end()
 
 
 def _strings(texts: list[Text]) -> list[str]:
-    """What each says; its JSON is in UTF-8, whatever came."""
+    """Each part of the text, decoded; its JSON is UTF-8, whatever was received."""
     return [json.loads(text.json.decode()) for text in texts]
 
 
-def _utf16(words: str) -> bytes:
-    """Code units: where a surrogate pair was split over two texts, its halves are a pair again."""
-    return words.encode("utf-16-le", "surrogatepass")
+def _utf16(text: str) -> bytes:
+    """Code units: where a surrogate pair was split over two events, its halves are a pair again."""
+    return text.encode("utf-16-le", "surrogatepass")
 
 
-def _kind(end: Done | Failed) -> tuple[Any, ...]:
-    if isinstance(end, Failed):
-        return ("failed", end.problem.code, end.usage)
-    return ("done", end.finish_reason, end.model, end.usage, end.id, end.content_filter)
+def _summary(terminal: Done | Failed) -> tuple[Any, ...]:
+    if isinstance(terminal, Failed):
+        return ("failed", terminal.problem.code, terminal.usage)
+    return ("done", terminal.finish_reason, terminal.model, terminal.usage, terminal.id, terminal.content_filter)
 
 
-def _said(stream: bytes) -> str | None:
-    """The words of an answer up to its end, read plainly; None where it can't be read so."""
-    words: list[str] = []
+def _sent_text(content: bytes) -> str | None:
+    """The text of an answer up to its end, by a straightforward parser; None where that can't read it."""
+    text: list[str] = []
     try:
-        for data in _events(stream):
+        for data in _events(content):
             if data == b"[DONE]":
                 break
             if not data:
@@ -147,74 +157,79 @@ def _said(stream: bytes) -> str | None:
             for choice in chunk.get("choices") or ():
                 delta = choice.get("delta") or {}
                 if choice.get("index", 0) == 0:
-                    words += [delta[name] for name in ("content", "refusal") if delta.get(name)]
-        return "".join(words)
+                    text += [delta[name] for name in ("content", "refusal") if delta.get(name)]
+        return "".join(text)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _check_formats(texts: list[Text], end: Done | Failed, words: str) -> None:
-    """Every format says the words, and nothing in them is taken for something else."""
-    sse = ServerSentEvents()
+def _check_encoders(texts: list[Text], terminal: Done | Failed, text: str) -> None:
+    """Every format holds the text, and nothing in the text is taken for something else."""
+    sse = SSEEncoder()
     events = list(_events(b"".join(map(sse.text, texts))))
     assert [json.loads(event)["text"] for event in events] == _strings(texts)
-    lines = NewlineDelimitedJson("application/x-ndjson")
-    written = b"".join(map(lines.text, texts)).decode().splitlines()
-    assert [json.loads(line)["text"] for line in written] == _strings(texts)
-    plain, document = PlainText(), JsonDocument()
-    bare = b"".join(map(plain.text, texts))
-    for text in texts:
-        document.text(text)
-    if isinstance(end, Done):
-        assert (bare + plain.done(end)).decode() == _utf16(words).decode("utf-16-le", "replace")
-        assert _utf16(json.loads(document.done(end))["text"]) == _utf16(words)
-        assert len(list(_events(sse.done(end)))) == 1
-        assert json.loads(lines.done(end))["type"] == "done"
+    ndjson = NDJSONEncoder("application/x-ndjson")
+    lines = b"".join(map(ndjson.text, texts)).decode().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == _strings(texts)
+    plain, document = PlainTextEncoder(), JSONDocumentEncoder()
+    plain_text = b"".join(map(plain.text, texts))
+    for part in texts:
+        document.text(part)
+    if isinstance(terminal, Done):
+        assert (plain_text + plain.done(terminal)).decode() == _utf16(text).decode("utf-16-le", "replace")
+        assert _utf16(json.loads(document.done(terminal))["text"]) == _utf16(text)
+        assert len(list(_events(sse.done(terminal)))) == 1
+        assert json.loads(ndjson.done(terminal))["type"] == "done"
     else:
-        assert len(list(_events(sse.failed(end, "a-request")))) == 1
-        assert json.loads(lines.failed(end, "a-request"))["type"] == "error"
+        assert len(list(_events(sse.failed(terminal, "a-request")))) == 1
+        assert json.loads(ndjson.failed(terminal, "a-request"))["type"] == "error"
 
 
-def read_verbatim(data: bytes) -> None:
-    """An answer passed on event by event: the same wherever it was split, and what was sent is what goes out."""
-    stream, cuts = _cut(data)
-    whole, end = _read(VerbatimCompletion(), [stream])
-    pieces, same_end = _read(VerbatimCompletion(), cuts)
-    assert [event for text in pieces for event in text.events] == [event for text in whole for event in text.events]
-    assert _kind(end) == _kind(same_end)
-    sent = [event for event in _events(stream) if event]  # one without data says nothing
-    passed = [(event, text.usage) for text in whole if isinstance(text, Verbatim) for event in text.events]
-    assert [event for event, _ in passed] == sent[: len(passed)]
-    form = OpenAIEvents(include_usage=True)
-    assert list(_events(b"".join(map(form.text, whole)))) == [event for event, _ in passed]
-    quiet = OpenAIEvents(include_usage=False)
+def decode_verbatim(data: bytes) -> None:
+    """An answer passed on event by event: the same wherever it was split; what was received is what goes out."""
+    content, chunks = _cut(data)
+    whole, terminal = _decode(VerbatimDecoder(), [content])
+    parts, same_terminal = _decode(VerbatimDecoder(), chunks)
+    assert _verbatim_events(parts) == _verbatim_events(whole)
+    assert _summary(terminal) == _summary(same_terminal)
+    received = [event for event in _events(content) if event]  # an event without data is not passed on
+    passed = _verbatim_events(whole)
+    assert [event for event, _ in passed] == received[: len(passed)]
+    with_usage = EventEncoder(include_usage=True)
+    assert list(_events(b"".join(map(with_usage.text, whole)))) == [event for event, _ in passed]
+    without_usage = EventEncoder(include_usage=False)
     shown = [event for event, usage in passed if not usage]
-    assert list(_events(b"".join(map(quiet.text, whole)))) == shown
-    if isinstance(end, Failed):
-        assert len(list(_events(form.failed(end, "a-request")))) == 1
+    assert list(_events(b"".join(map(without_usage.text, whole)))) == shown
+    if isinstance(terminal, Failed):
+        assert len(list(_events(with_usage.failed(terminal, "a-request")))) == 1
 
 
-def read_document(data: bytes) -> None:
+def _verbatim_events(texts: list[Text]) -> list[tuple[bytes, bool]]:
+    """The data of each event, and whether it carries the usage alone."""
+    return [(event, text.usage) for text in texts if isinstance(text, Verbatim) for event in text.events]
+
+
+def decode_document(data: bytes) -> None:
     """An answer in one document: passed on as it is, or a failure."""
-    reading = Whole()
-    assert reading.read(data) == []
-    end = reading.end()
-    if isinstance(end, Done):
-        assert end.document == data
+    decoder = DocumentDecoder()
+    assert decoder.feed(data) == []
+    terminal = decoder.end()
+    if isinstance(terminal, Done):
+        assert terminal.document == data
         assert isinstance(json.loads(data.decode(errors="replace")), dict)
 
 
-def choose_format(data: bytes) -> None:
-    """An `Accept` header chooses a format, whatever it says."""
-    choose(data.decode("latin-1"))
+def choose_encoder(data: bytes) -> None:
+    """Any `Accept` header selects an encoder."""
+    encoder_for(data.decode("latin-1"))
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    "prompt": read_prompt,
-    "chat": read_chat,
-    "events": split_events,
-    "words": read_words,
-    "verbatim": read_verbatim,
-    "document": read_document,
-    "accept": choose_format,
+    "stream": parse_stream_request,
+    "chat": parse_chat_request,
+    "sse": split_events,
+    "text": decode_text,
+    "verbatim": decode_verbatim,
+    "document": decode_document,
+    "accept": choose_encoder,
 }

@@ -1,4 +1,4 @@
-"""The OpenAPI description: a valid one, of the routes that there are, true to the models and to the catalogue."""
+"""The OpenAPI description: valid, complete, and consistent with the request models and the problem catalogue."""
 
 import json
 import re
@@ -12,16 +12,16 @@ import schemathesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay import description, problems
+from relay import openapi, problems
 from relay.problems import CATALOGUE, FieldError, Problem
-from relay.prompt import Prompt, read
+from relay.wires.stream import StreamRequest, parse
 
-DOCUMENT: Final[dict[str, Any]] = json.loads(description.document())
-FUNCTION_APP: Final = Path(__file__).resolve().parents[1] / "function_app.py"
+DOCUMENT: Final[dict[str, Any]] = json.loads(openapi.document())
+FUNCTION_APP: Final = Path(__file__).resolve().parents[2] / "function_app.py"
 
 
 def accepts(schema: str, value: object) -> bool:
-    """Whether JSON fits one of the description's schemas."""
+    """Whether a JSON value is valid by one of the description's schemas."""
     components = DOCUMENT["components"]
     return jsonschema_rs.is_valid({"$ref": f"#/components/schemas/{schema}", "components": components}, value)
 
@@ -33,18 +33,18 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def test_it_is_valid_openapi() -> None:
-    schemathesis.openapi.from_dict(DOCUMENT).validate()  # raises for what is not
+    schemathesis.openapi.from_dict(DOCUMENT).validate()  # raises where it is not
     broken = DOCUMENT | {"paths": {"/stream": {"post": {"responses": {"200": {}}}}}}
     with pytest.raises(Exception, match="description"):
         schemathesis.openapi.from_dict(broken).validate()
 
 
-def test_every_reference_leads_somewhere_and_everything_is_used() -> None:
-    referred = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)))
-    assert referred == set(DOCUMENT["components"]["schemas"])
+def test_every_schema_is_defined_and_referenced() -> None:
+    referenced = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)))
+    assert referenced == set(DOCUMENT["components"]["schemas"])
 
 
-def test_it_has_every_route_and_no_other() -> None:
+def test_the_paths_are_the_routes_of_the_app() -> None:
     source = FUNCTION_APP.read_text()
     routes = re.findall(r'@app\.route\(route="([^"]+)", methods=\["(\w+)"\](.*)\)', source)
     assert len(routes) == source.count("@app.route(")
@@ -53,21 +53,21 @@ def test_it_has_every_route_and_no_other() -> None:
     }
 
 
-def test_operations_have_names_of_their_own() -> None:
-    names = [operation["operationId"] for _, _, operation in operations()]
-    assert len(set(names)) == len(names)
+def test_operation_ids_are_unique() -> None:
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("problem", CATALOGUE, ids=lambda problem: problem.code)
-def test_every_problem_is_told_with_its_status(problem: Problem) -> None:
+def test_every_problem_is_described_under_its_status(problem: Problem) -> None:
     full = (
-        problem.at(FieldError("input[0].role", "must be a string"))
-        .after(7)
-        .filtered({"violence": {"filtered": True, "severity": "medium"}})
+        problem.with_errors(FieldError("input[0].role", "must be a string"))
+        .with_retry_after(7)
+        .with_content_filter({"violence": {"filtered": True, "severity": "medium"}})
     )
-    for told in (problem, full):
-        assert accepts("Problem", told.members("an-id"))
-        assert accepts("OpenAIError", json.loads(told.openai_document("an-id")))
+    for variant in (problem, full):
+        assert accepts("Problem", variant.members("an-id"))
+        assert accepts("OpenAIError", json.loads(variant.openai_document("an-id")))
     for path, _, operation in operations():
         if "requestBody" in operation:
             response = operation["responses"][str(int(problem.status))]
@@ -77,8 +77,8 @@ def test_every_problem_is_told_with_its_status(problem: Problem) -> None:
             ]
 
 
-def test_a_problem_is_not_just_anything() -> None:
-    members = problems.RATE_LIMITED.after(7).members("an-id")
+def test_the_schema_of_a_problem_is_strict() -> None:
+    members = problems.RATE_LIMITED.with_retry_after(7).members("an-id")
     assert not accepts("Problem", members | {"code": "another"})
     assert not accepts("Problem", members | {"retry_after": -1})
     assert not accepts("Problem", {name: value for name, value in members.items() if name != "request_id"})
@@ -95,25 +95,25 @@ FIELDS: Final = {
     "max_output_tokens": st.integers() | st.sampled_from([0.5, None, True, "1"]),
     "reasoning_effort": st.text(max_size=40) | st.none(),
     "stream": st.booleans() | st.sampled_from([None, 1, "true"]),
-    "unheard-of": st.none(),
+    "unknown": st.none(),
 }
 
 
 @pytest.mark.parametrize("field", FIELDS)
 @settings(deadline=None)
 @given(st.data())
-def test_a_prompt_is_accepted_where_it_fits_the_description(field: str, data: st.DataObject) -> None:
+def test_a_request_is_accepted_exactly_where_it_is_valid_by_the_schema(field: str, data: st.DataObject) -> None:
     body = {"input": "x", field: data.draw(FIELDS[field])}
-    assert isinstance(read(json.dumps(body).encode()), Prompt) == accepts("Prompt", body)
+    assert isinstance(parse(json.dumps(body).encode()), StreamRequest) == accepts("StreamRequest", body)
 
 
 @pytest.mark.parametrize("number", ["348.0", "1e3"])
-def test_a_whole_number_however_it_is_written(number: str) -> None:
-    assert accepts("Prompt", {"input": "x", "max_output_tokens": float(number)})
-    assert isinstance(read(b'{"input": "x", "max_output_tokens": %b}' % number.encode()), Prompt)
+def test_a_whole_number_in_any_notation(number: str) -> None:
+    assert accepts("StreamRequest", {"input": "x", "max_output_tokens": float(number)})
+    assert isinstance(parse(b'{"input": "x", "max_output_tokens": %b}' % number.encode()), StreamRequest)
 
 
 @pytest.mark.parametrize("character", ["\x85", "\ufeff"])
-def test_what_is_only_white_space_is_the_same_to_both(character: str) -> None:
+def test_the_schema_and_the_parser_agree_on_white_space(character: str) -> None:
     body = {"input": character}
-    assert isinstance(read(json.dumps(body).encode()), Prompt) == accepts("Prompt", body)
+    assert isinstance(parse(json.dumps(body).encode()), StreamRequest) == accepts("StreamRequest", body)

@@ -1,4 +1,4 @@
-"""The app settings: each one's default, bounds and complaint, and that no complaint repeats a secret."""
+"""The app settings: their defaults, bounds and errors; no error repeats a secret."""
 
 import json
 import re
@@ -11,50 +11,50 @@ import yarl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.settings import AZURE_TOKEN_SCOPE, BackendSettings, Complaint, Identity, Settings, SettingsError
+from relay.settings import AZURE_TOKEN_SCOPE, BackendSettings, Identity, SettingError, Settings, SettingsError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 AZURE = {"AZURE_OPENAI_ENDPOINT": "https://account.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "gpt-5.4-mini"}
 OTHER = {"AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:11434/v1", "AZURE_OPENAI_DEPLOYMENTS": "llama"}
 SECRET = "sk-4711-xyzzy"
 
-# What `relay/settings.py` reads, by its source; IDENTITY_ENDPOINT is the platform's, not an operator's.
+# The settings that `relay/settings.py` reads, by its source; IDENTITY_ENDPOINT is set by the platform.
 NAMES = sorted(
     set(re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', (ROOT / "relay/settings.py").read_text()))
     - {"IDENTITY_ENDPOINT"}
 )
 
 
-def complaints(environ: dict[str, str]) -> dict[str, str]:
-    """Which settings are complained of, and how."""
+def errors(environ: dict[str, str]) -> dict[str, str]:
+    """The message for each wrong setting."""
     with pytest.raises(SettingsError) as caught:
         Settings.read(environ)
-    return {complaint.setting: complaint.message for complaint in caught.value.complaints}
+    return {error.setting: error.message for error in caught.value.errors}
 
 
-def test_two_settings_are_enough() -> None:
+def test_the_minimal_configuration() -> None:
     settings = Settings.read(AZURE)
     name = "gpt-5.4-mini"
     assert settings.backends == (BackendSettings(name, "https://account.openai.azure.com/openai/v1/", name, name),)
     assert settings.identity == Identity("developer", AZURE_TOKEN_SCOPE)
     assert settings.models == (name,)
     assert settings.api_key is None
-    # What README.md says.
+    # The defaults that README.md documents.
     assert (settings.commit_wait, settings.ping_interval, settings.stream_deadline) == (5, 15, 220)
     assert (settings.max_body_bytes, settings.max_output_tokens) == (1024 * 1024, 16384)
 
 
-def test_the_example_file_is_good() -> None:
+def test_the_example_file_is_valid() -> None:
     values = json.loads((ROOT / "local.settings.json.example").read_text())["Values"]
     assert Settings.read(values).models == ("gpt-5.4-mini",)
 
 
-def test_empty_is_not_set() -> None:
+def test_an_empty_setting_counts_as_absent() -> None:
     assert Settings.read(AZURE | {name: " " for name in NAMES if name not in AZURE}) == Settings.read(AZURE)
 
 
-def test_nothing_set_is_two_complaints_with_their_mends() -> None:
-    found = complaints({})
+def test_without_settings_there_are_two_errors_with_their_remedies() -> None:
+    found = errors({})
     assert set(found) == {"AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_DEPLOYMENTS"}
     assert "https://" in found["AZURE_OPENAI_ENDPOINT"]
     assert "gpt-5.4-mini" in found["AZURE_OPENAI_DEPLOYMENTS"]
@@ -76,7 +76,7 @@ def test_numbers(setting: str, attribute: str, good: list[str], bad: list[str]) 
     for text in good:
         assert getattr(Settings.read(AZURE | {setting: text}), attribute) == float(text)
     for text in bad:
-        found = complaints(AZURE | {setting: text})
+        found = errors(AZURE | {setting: text})
         assert set(found) == {setting}
         assert "must be" in found[setting]
 
@@ -124,15 +124,15 @@ def test_addresses(given: str, base: str) -> None:
         "\udcff",
     ],
 )
-def test_addresses_that_are_none(given: str) -> None:
-    found = complaints({"AZURE_OPENAI_ENDPOINT": given, "AZURE_OPENAI_DEPLOYMENTS": "d"})
+def test_invalid_addresses(given: str) -> None:
+    found = errors({"AZURE_OPENAI_ENDPOINT": given, "AZURE_OPENAI_DEPLOYMENTS": "d"})
     assert set(found) == {"AZURE_OPENAI_ENDPOINT"}
     assert SECRET not in str(found)
 
 
 @settings(max_examples=60)
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\[\]a-z0-9.:@%\-]{1,20}(/openai)?(/v1)?/?", fullmatch=True))
-def test_an_address_that_is_taken_can_be_used(given: str) -> None:
+def test_an_accepted_address_can_be_used(given: str) -> None:
     try:
         settings = Settings.read({"AZURE_OPENAI_ENDPOINT": given, "AZURE_OPENAI_DEPLOYMENTS": "d"})
     except SettingsError:
@@ -152,40 +152,40 @@ def test_an_address_that_is_taken_can_be_used(given: str) -> None:
         ),
     )
 )
-def test_no_environment_raises_anything_else(environ: dict[str, str]) -> None:
-    found: tuple[Complaint, ...] = ()
+def test_no_environment_raises_another_exception(environ: dict[str, str]) -> None:
+    found: tuple[SettingError, ...] = ()
     try:
         settings = Settings.read(environ)
     except SettingsError as error:
-        found = error.complaints
+        found = error.errors
     else:
         assert settings.backends
-        # Whatever was taken can be sent: as JSON, and in a header.
-        json.dumps([vars_of(backend) for backend in settings.backends], ensure_ascii=False).encode()
+        # Accepted values can be sent: as JSON, and in a header.
+        json.dumps([members(backend) for backend in settings.backends], ensure_ascii=False).encode()
         assert (settings.api_key or "k").isascii()
         assert (settings.api_key or "k").isprintable()
-    for complaint in found:
-        assert complaint.setting.split("[")[0] in NAMES
-        assert len(complaint.message) > 10
+    for setting_error in found:
+        assert setting_error.setting.split("[")[0] in NAMES
+        assert len(setting_error.message) > 10
 
 
-def vars_of(backend: BackendSettings) -> dict[str, Any]:
+def members(backend: BackendSettings) -> dict[str, Any]:
     return {name: getattr(backend, name) for name in ("name", "endpoint", "deployment", "model", "priority")}
 
 
-def test_several_deployments_the_first_one_is_the_default() -> None:
+def test_the_first_of_several_deployments_is_the_default() -> None:
     settings = Settings.read(AZURE | {"AZURE_OPENAI_DEPLOYMENTS": " b , a,,b "})
     assert settings.models == ("b", "a")
 
 
-class TestAListOfBackends:
+class TestBackendList:
     def read(self, *entries: Any, **more: str) -> Settings:
         return Settings.read({"AZURE_OPENAI_BACKENDS": json.dumps(entries), **more})
 
-    def wrong(self, *entries: Any, **more: str) -> dict[str, str]:
-        return complaints({"AZURE_OPENAI_BACKENDS": json.dumps(entries), **more})
+    def errors(self, *entries: Any, **more: str) -> dict[str, str]:
+        return errors({"AZURE_OPENAI_BACKENDS": json.dumps(entries), **more})
 
-    def test_all_of_it(self) -> None:
+    def test_all_members(self) -> None:
         settings = self.read(
             {"endpoint": "https://one.openai.azure.com", "deployment": "mini-1", "model": "mini", "name": "eu"},
             {"endpoint": "https://two.openai.azure.com", "deployment": "mini-2", "model": "mini", "priority": 2},
@@ -201,13 +201,13 @@ class TestAListOfBackends:
     @pytest.mark.parametrize(
         "text", ["{}", "[", "[1]", '[{"endpoint": "https://a/v1"}]', "\udcff", '[{"x": 1}]', "null"]
     )
-    def test_what_is_no_list(self, text: str) -> None:
-        found = complaints({"AZURE_OPENAI_BACKENDS": text})
+    def test_an_invalid_list(self, text: str) -> None:
+        found = errors({"AZURE_OPENAI_BACKENDS": text})
         assert set(found) == {"AZURE_OPENAI_BACKENDS"}
         assert '"deployment"' in found["AZURE_OPENAI_BACKENDS"]
 
-    def test_each_entry_is_complained_of_by_its_place(self) -> None:
-        found = self.wrong(
+    def test_errors_name_the_position_of_the_entry(self) -> None:
+        found = self.errors(
             {"endpoint": "https://one.openai.azure.com", "deployment": " "},
             {"endpoint": "two", "deployment": "d"},
             {"endpoint": "https://one.openai.azure.com", "deployment": "d", "priority": -1},
@@ -215,33 +215,33 @@ class TestAListOfBackends:
         assert {"AZURE_OPENAI_BACKENDS[0].deployment", "AZURE_OPENAI_BACKENDS[1].endpoint"} < set(found)
         assert "AZURE_OPENAI_BACKENDS[2].priority" in found
 
-    def test_the_same_twice(self) -> None:
+    def test_duplicate_entries(self) -> None:
         entry = {"endpoint": "https://one.openai.azure.com", "deployment": "d"}
-        assert set(self.wrong(entry, entry)) == {"AZURE_OPENAI_BACKENDS[1].name"}
+        assert set(self.errors(entry, entry)) == {"AZURE_OPENAI_BACKENDS[1].name"}
 
-    def test_none_at_all(self) -> None:
-        assert set(self.wrong()) == {"AZURE_OPENAI_BACKENDS"}
+    def test_an_empty_list(self) -> None:
+        assert set(self.errors()) == {"AZURE_OPENAI_BACKENDS"}
 
-    def test_both_ways_at_once(self) -> None:
+    def test_both_kinds_of_configuration_at_once(self) -> None:
         entry = {"endpoint": "https://one.openai.azure.com", "deployment": "d"}
-        assert set(self.wrong(entry, **AZURE)) == set(AZURE)
+        assert set(self.errors(entry, **AZURE)) == set(AZURE)
 
     def test_servers_of_azure_and_others(self) -> None:
         entries = (
             {"endpoint": "https://one.openai.azure.com", "deployment": "d"},
             {"endpoint": "https://other.example.com/v1", "deployment": "d"},
         )
-        found = self.wrong(*entries)
+        found = self.errors(*entries)
         assert "AZURE_OPENAI_TOKEN_SCOPE" in found["AZURE_OPENAI_BACKENDS"]
         assert self.read(*entries, AZURE_OPENAI_TOKEN_SCOPE=AZURE_TOKEN_SCOPE).identity
 
 
-class TestTheIdentity:
-    def test_in_azure_it_is_the_managed_one(self) -> None:
+class TestIdentity:
+    def test_in_azure_it_is_the_managed_identity(self) -> None:
         settings = Settings.read(AZURE | {"IDENTITY_ENDPOINT": "http://169.254.1.1/msi", "AZURE_CLIENT_ID": "id"})
         assert settings.identity == Identity("managed", AZURE_TOKEN_SCOPE, "id")
 
-    def test_a_key_takes_its_place(self) -> None:
+    def test_a_key_replaces_it(self) -> None:
         settings = Settings.read(AZURE | {"AZURE_OPENAI_API_KEY": f" {SECRET} "})
         assert (settings.identity, settings.api_key) == (None, SECRET)
 
@@ -249,57 +249,57 @@ class TestTheIdentity:
         "host",
         ["azure.com", "evil-openai.azure.com.example.com", "openai.azure.com.", "xopenai.azure.com", "127.0.0.1"],
     )
-    def test_a_server_that_is_not_azures_gets_none(self, host: str) -> None:
+    def test_a_server_outside_azure_gets_no_token(self, host: str) -> None:
         settings = Settings.read(OTHER | {"AZURE_OPENAI_ENDPOINT": f"https://{host}/v1"})
         assert settings.identity is None
 
-    def test_unless_told_so(self) -> None:
+    def test_a_token_scope_sends_tokens_to_any_server(self) -> None:
         settings = Settings.read(OTHER | {"AZURE_OPENAI_TOKEN_SCOPE": "api://gateway/.default"})
         assert settings.identity == Identity("developer", "api://gateway/.default")
 
     @pytest.mark.parametrize("host", ["a.openai.azure.com", "A.OPENAI.AZURE.COM", "a.services.ai.azure.com"])
-    def test_no_token_in_plain_text(self, host: str) -> None:
-        found = complaints(AZURE | {"AZURE_OPENAI_ENDPOINT": f"http://{host}/"})
+    def test_no_token_over_plain_http(self, host: str) -> None:
+        found = errors(AZURE | {"AZURE_OPENAI_ENDPOINT": f"http://{host}/"})
         assert set(found) == {"AZURE_OPENAI_ENDPOINT"}
         assert "https://" in found["AZURE_OPENAI_ENDPOINT"]
 
-    def test_no_token_in_plain_text_to_one_of_a_list(self) -> None:
-        found = complaints({"AZURE_OPENAI_BACKENDS": '[{"endpoint":"http://a.openai.azure.com","deployment":"d"}]'})
+    def test_no_token_over_plain_http_to_one_of_a_list(self) -> None:
+        found = errors({"AZURE_OPENAI_BACKENDS": '[{"endpoint":"http://a.openai.azure.com","deployment":"d"}]'})
         assert {name.split("[")[0] for name in found} == {"AZURE_OPENAI_BACKENDS"}
 
     @pytest.mark.parametrize("scope", ["nonsense", "https://", "a b://c"])
-    def test_a_scope_that_is_none(self, scope: str) -> None:
-        assert set(complaints(AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": scope})) == {"AZURE_OPENAI_TOKEN_SCOPE"}
+    def test_an_invalid_scope(self, scope: str) -> None:
+        assert set(errors(AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": scope})) == {"AZURE_OPENAI_TOKEN_SCOPE"}
 
 
 class TestSecrets:
-    def test_a_key_is_in_no_text_of_the_settings(self) -> None:
+    def test_a_key_is_not_in_the_representation_of_the_settings(self) -> None:
         settings = Settings.read(AZURE | {"AZURE_OPENAI_API_KEY": SECRET})
         assert SECRET not in repr(settings)
         assert SECRET not in str(settings)
 
     @pytest.mark.parametrize("key", [f"{SECRET}\nx", f"{SECRET} x", f"\u00e9{SECRET}", f"{SECRET}\x00"])
-    def test_a_key_that_no_header_can_carry(self, key: str) -> None:
-        found = complaints(AZURE | {"AZURE_OPENAI_API_KEY": key})
+    def test_a_key_that_is_not_valid_in_a_header(self, key: str) -> None:
+        found = errors(AZURE | {"AZURE_OPENAI_API_KEY": key})
         assert set(found) == {"AZURE_OPENAI_API_KEY"}
         assert SECRET not in str(found)
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_no_complaint_repeats_a_value(self, name: str) -> None:
-        found = complaints(AZURE | {name: f"{SECRET}\n"} | {"PING_INTERVAL_SECONDS": f"x{SECRET}"})
+    def test_no_error_repeats_a_value(self, name: str) -> None:
+        found = errors(AZURE | {name: f"{SECRET}\n"} | {"PING_INTERVAL_SECONDS": f"x{SECRET}"})
         assert SECRET not in str(found)
 
 
 class TestDocumentation:
-    def test_there_are_settings_to_document(self) -> None:
+    def test_the_names_are_found(self) -> None:
         assert {"AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "COMMIT_WAIT_SECONDS", "MAX_BODY_BYTES"} <= set(NAMES)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_each_setting_is_in_the_readme(self, name: str) -> None:
         assert f"`{name}`" in (ROOT / "README.md").read_text()
 
-    def test_the_readme_knows_no_setting_that_is_not_read(self) -> None:
+    def test_the_readme_names_no_setting_that_is_not_read(self) -> None:
         named = set(re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
-        sources = "".join(path.read_text() for path in [*ROOT.glob("relay/*.py"), ROOT / "function_app.py"])
+        sources = "".join(path.read_text() for path in [*ROOT.glob("relay/**/*.py"), ROOT / "function_app.py"])
         assert named
         assert {name for name in named if name not in sources} == set()

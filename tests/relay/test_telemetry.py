@@ -1,4 +1,4 @@
-"""The record of a stream: its names, and where it goes."""
+"""The record of a stream: its attributes, and where it is reported."""
 
 import json
 import subprocess
@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from relay import telemetry
-from relay.completion import Usage
 from relay.telemetry import Record
+from relay.usage import Usage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def completed() -> Record:
@@ -42,20 +42,20 @@ def completed() -> Record:
 
 
 @pytest.fixture(autouse=True)
-def nothing_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where records go is decided with the first one."""
+def undecided_reporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reporter is chosen with the first record; each test chooses anew."""
     monkeypatch.setattr(telemetry, "_reporter", None)
 
 
-def test_what_is_not_known_is_not_there() -> None:
+def test_unknown_values_are_left_out() -> None:
     attributes = Record("request-1", "", "gpt").attributes()
     assert None not in attributes.values()
     assert not [name for name in attributes if name.startswith(("gen_ai.usage", "gen_ai.response"))]
     assert {"relay.usage_estimated", "error.type", "relay.refusals"}.isdisjoint(attributes)
-    assert attributes["relay.outcome"] == "failed", "what said nothing of its end did not end well"
+    assert attributes["relay.outcome"] == "failed", "a record without an outcome counts as failed"
 
 
-def test_a_known_zero_is_there() -> None:
+def test_zero_is_a_known_value() -> None:
     record = completed()
     record.usage, record.time_to_first_token = Usage(0, 0, 0, 0), 0.0
     attributes = record.attributes()
@@ -65,7 +65,7 @@ def test_a_known_zero_is_there() -> None:
     assert attributes["relay.pings"] == 0
 
 
-def test_one_line_of_json_without_an_sdk(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_sdk_a_record_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.report(completed())
     (line,) = capsys.readouterr().out.splitlines()
     members = json.loads(line)
@@ -76,7 +76,7 @@ def test_one_line_of_json_without_an_sdk(capsys: pytest.CaptureFixture[str]) -> 
     assert members["relay.refusals"] == ["westus/gpt: the model service answered 429"]
 
 
-def test_a_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_breaks_in_a_value_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     record = completed()
     record.reason = "two\nlines\u2028and\u0085more"
     telemetry.report(record)
@@ -85,7 +85,7 @@ def test_a_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
-    """An SDK, for this test alone."""
+    """An SDK for one test."""
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     tracing, metering = TracerProvider(), MeterProvider([reader])
     tracing.add_span_processor(SimpleSpanProcessor(spans))
@@ -95,7 +95,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> tuple[InMemorySpanExporter, InM
 
 
 def points(reader: InMemoryMetricReader) -> dict[tuple[str, Any], Any]:
-    """The sum of each metric, by its name and kind of token."""
+    """The sum of each metric, by its name and type of token."""
     data = reader.get_metrics_data()
     assert data is not None
     return {
@@ -107,7 +107,7 @@ def points(reader: InMemoryMetricReader) -> dict[tuple[str, Any], Any]:
     }
 
 
-def test_a_span_and_metrics_with_an_sdk(
+def test_with_an_sdk_a_record_is_a_span_and_metrics(
     exported: tuple[InMemorySpanExporter, InMemoryMetricReader], capsys: pytest.CaptureFixture[str]
 ) -> None:
     spans, reader = exported
@@ -128,7 +128,7 @@ def test_a_span_and_metrics_with_an_sdk(
     assert capsys.readouterr().out == ""
 
 
-def test_a_failure_with_an_sdk(exported: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> None:
+def test_a_failure_is_the_status_of_the_span(exported: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> None:
     spans, reader = exported
     telemetry.report(Record("request-1", "", "gpt", code="rate_limited", status=429, duration=0.5))
     (span,) = spans.get_finished_spans()
@@ -137,13 +137,15 @@ def test_a_failure_with_an_sdk(exported: tuple[InMemorySpanExporter, InMemoryMet
     assert points(reader) == {("gen_ai.client.operation.duration", None): 0.5}
 
 
-def test_a_cancelled_one_is_no_error(exported: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> None:
+def test_a_cancelled_stream_is_no_error(exported: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> None:
     telemetry.report(Record("request-1", "", "gpt", outcome="cancelled"))
     (span,) = exported[0].get_finished_spans()
     assert span.status.status_code is trace.StatusCode.UNSET
 
 
-def test_a_metric_has_few_combinations(exported: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> None:
+def test_a_metric_has_few_combinations_of_attributes(
+    exported: tuple[InMemorySpanExporter, InMemoryMetricReader],
+) -> None:
     for number in range(50):
         record = completed()
         record.request_id, record.invocation_id, record.response_id = (f"{kind}-{number}" for kind in "riv")
@@ -155,8 +157,8 @@ def test_a_metric_has_few_combinations(exported: tuple[InMemorySpanExporter, InM
         assert len(metric.data.data_points) <= 2
 
 
-def test_the_api_without_an_sdk_is_no_place_for_a_record() -> None:
-    """The API alone drops every span; a library that only imports it must not silence the lines."""
+def test_the_api_without_an_sdk_gets_no_record() -> None:
+    """The API alone drops every span; a library that merely imports it must not suppress the lines."""
     script = (
         "import opentelemetry.trace, opentelemetry.metrics\n"
         "from relay.telemetry import Record, report\n"
@@ -166,12 +168,11 @@ def test_the_api_without_an_sdk_is_no_place_for_a_record() -> None:
     assert json.loads(done.stdout)["relay.request_id"] == "request-1"
 
 
-def test_a_complaint_is_on_record(capsys: pytest.CaptureFixture[str]) -> None:
-    telemetry.complain("SETTING", "set it")
+def test_a_setting_error_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.log_setting_error("SETTING", "set it")
     assert json.loads(capsys.readouterr().out) == {"event": "not_configured", "setting": "SETTING", "message": "set it"}
 
 
-def test_the_meters_are_those_of_the_process() -> None:
-    """What the fixture above replaces is what the API asks."""
+def test_the_api_uses_the_providers_that_the_fixture_replaces() -> None:
     assert metrics.get_meter.__globals__["get_meter_provider"] is metrics_internal.get_meter_provider
     assert trace.get_tracer.__globals__["get_tracer_provider"] is trace.get_tracer_provider

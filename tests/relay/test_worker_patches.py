@@ -1,4 +1,4 @@
-"""The mends of the official worker's library: each still needed, and each at work. One that fails here can go."""
+"""The patches of the official worker's library: each is still needed, and works. One that is not needed fails here."""
 
 import json
 import subprocess
@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
-# Each runs in a process of its own, as the library and uvicorn keep their state in their modules.
+# Each script runs in a process of its own, since the library and uvicorn keep state in their modules.
 REQUESTS = """
 import asyncio, json
 from azure_functions_runtime import http_v2
-{mend}
+{patch}
 async def serve(count):
     coordinator = http_v2.HttpCoordinator()
     for number in range(count):
@@ -28,7 +28,7 @@ print(json.dumps(asyncio.run(serve(50))))
 FAILED = """
 import asyncio, json
 from azure_functions_runtime import http_v2
-{mend}
+{patch}
 async def serve():
     coordinator = http_v2.HttpCoordinator()
     coordinator.set_http_request("i", object())
@@ -41,7 +41,7 @@ print(json.dumps(asyncio.run(serve())))
 
 ACCESS_LOG = """
 import json, logging, uvicorn
-{mend}
+{patch}
 config = uvicorn.Config(app=None)
 print(json.dumps(logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO)))
 """
@@ -50,7 +50,7 @@ SPANS = """
 import asyncio, json
 from azurefunctions.extensions.http.fastapi import web
 from opentelemetry import trace
-{mend}
+{patch}
 names = []
 class Tracer(trace.NoOpTracer):
     def start_span(self, name, *args, **kwargs):
@@ -64,7 +64,7 @@ app = web.WebApp()
 async def answer(request):
     return web.FastApiResponse("x")
 app.web_app.add_api_route("/{{path:path}}", answer, methods=["POST"])
-async def ask():
+async def send_request():
     scope = {{
         "type": "http", "asgi": {{"version": "3.0"}}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": "/stream", "raw_path": b"/stream", "query_string": b"code=KEY", "root_path": "", "headers": [],
@@ -75,17 +75,17 @@ async def ask():
     async def send(message):
         pass
     await app.web_app(scope, receive, send)
-asyncio.run(ask())
+asyncio.run(send_request())
 print(json.dumps(names))
 """
 
-MEND = "from relay import worker; worker.mend(); worker.mend()"
+PATCH = "from relay import worker_patches; worker_patches.apply(); worker_patches.apply()"
 
 
-def run(script: str, *, mend: bool) -> Any:
-    """What the script prints, with the mends or without."""
+def run(script: str, *, patched: bool) -> Any:
+    """What the script prints, with the patches or without."""
     done = subprocess.run(
-        [sys.executable, "-c", script.format(mend=MEND if mend else "")],
+        [sys.executable, "-c", script.format(patch=PATCH if patched else "")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -97,34 +97,34 @@ def run(script: str, *, mend: bool) -> Any:
 
 
 def test_the_library_still_keeps_every_request() -> None:
-    assert run(REQUESTS, mend=False) == 50, "azure-functions-runtime forgets by itself: drop forget_finished_requests"
+    assert run(REQUESTS, patched=False) == 50, "the library forgets by itself: remove forget_finished_requests"
 
 
-def test_the_mend_lets_it_forget() -> None:
-    assert run(REQUESTS, mend=True) == 0
+def test_with_the_patch_it_forgets_finished_requests() -> None:
+    assert run(REQUESTS, patched=True) == 0
 
 
-def test_a_function_that_raised_is_forgotten_too() -> None:
-    assert run(FAILED, mend=True) == ["ValueError", 0]
+def test_a_request_whose_function_raised_is_forgotten_too() -> None:
+    assert run(FAILED, patched=True) == ["ValueError", 0]
 
 
 def test_uvicorn_still_logs_every_request() -> None:
-    assert run(ACCESS_LOG, mend=False) is True, "uvicorn's access log is off by itself: drop quiet_access_log"
+    assert run(ACCESS_LOG, patched=False) is True, "uvicorn's access log is off by itself: remove silence_access_log"
 
 
-def test_the_mend_silences_it() -> None:
-    assert run(ACCESS_LOG, mend=True) is False
+def test_with_the_patch_uvicorn_logs_none() -> None:
+    assert run(ACCESS_LOG, patched=True) is False
 
 
-def test_fastapi_still_makes_spans_with_the_whole_address() -> None:
-    assert run(SPANS, mend=False), "FastAPI traces nothing by itself: drop trace_no_requests"
+def test_fastapi_still_creates_spans_with_the_whole_url() -> None:
+    assert run(SPANS, patched=False), "FastAPI traces nothing by itself: remove disable_framework_telemetry"
 
 
-def test_the_mend_leaves_none() -> None:
-    assert run(SPANS, mend=True) == []
+def test_with_the_patch_fastapi_creates_none() -> None:
+    assert run(SPANS, patched=True) == []
 
 
-def test_a_library_that_has_changed_is_left_alone() -> None:
+def test_a_library_that_has_changed_is_not_patched() -> None:
     script = """
 import json, sys, types
 module = types.ModuleType("azure_functions_runtime.http_v2")
@@ -132,7 +132,7 @@ class HttpCoordinator:
     pass
 module.HttpCoordinator = HttpCoordinator
 sys.modules["azure_functions_runtime.http_v2"] = module
-{mend}
+{patch}
 print(json.dumps([name for name in vars(HttpCoordinator) if "pop" in name]))
 """
-    assert run(script, mend=True) == []
+    assert run(script, patched=True) == []

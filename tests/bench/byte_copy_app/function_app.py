@@ -1,4 +1,4 @@
-"""The limit of the stack: the upstream's bytes, copied as they come, nothing read and nothing promised."""
+"""The limit of the platform: the upstream's bytes are copied as they arrive; nothing is parsed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ URL = os.environ["BENCH_UPSTREAM"] + "/openai/v1/chat/completions"
 sessions = []
 
 
-async def copied(response):
+async def copy(response):
     async for chunk in response.content.iter_any():
         yield chunk
 
@@ -21,7 +21,7 @@ async def copied(response):
 async def stream(req: Request) -> StreamingResponse:
     if not sessions:
         sessions.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()))
-    asked = {"stream": True, "messages": [{"role": "user", "content": (await req.json())["input"]}]}
+    body = {"stream": True, "messages": [{"role": "user", "content": (await req.json())["input"]}]}
     headers = {"content-type": "application/json"}
-    response = await sessions[0].post(URL, data=json.dumps(asked), headers=headers)
-    return StreamingResponse(copied(response), media_type="text/event-stream")
+    response = await sessions[0].post(URL, data=json.dumps(body), headers=headers)
+    return StreamingResponse(copy(response), media_type="text/event-stream")

@@ -1,4 +1,4 @@
-"""What the benchmark compares with: a streaming endpoint as articles show it, chunk objects in, text out."""
+"""The usual way: a streaming endpoint as articles show it, which turns the openai client's chunk objects into text."""
 
 import os
 

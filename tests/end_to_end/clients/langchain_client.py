@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI, unchanged: prints what it made of the answers as one JSON object."""
+"""LangChain's ChatOpenAI, unchanged: prints the results as one JSON object."""
 
 import asyncio
 import json
@@ -41,15 +41,15 @@ async def asynchronous(prompt: str) -> dict[str, object]:
 
 
 prompt = os.environ["RELAY_PROMPT"]
-whole = chat().invoke(prompt)
+document = chat().invoke(prompt)
 chunks = list(chat(stream_usage=True).stream(prompt))
 last = chunks[0]
 for chunk in chunks[1:]:
     last += chunk
 (call,) = chat().bind_tools([weather]).invoke(prompt).tool_calls
-seen = {
-    "whole": whole.text,
-    "tokens": whole.usage_metadata["output_tokens"],
+results = {
+    "document": document.text,
+    "tokens": document.usage_metadata["output_tokens"],
     "streamed": last.text,
     "streamed_tokens": last.usage_metadata["output_tokens"],
     "tool": [call["name"], list(call["args"])],
@@ -59,5 +59,5 @@ seen = {
 try:
     chat("fault-429-7").invoke(prompt)
 except openai.RateLimitError as error:
-    seen["error"] = error.status_code
-print(json.dumps(seen))
+    results["error"] = error.status_code
+print(json.dumps(results))

@@ -1,4 +1,4 @@
-"""`litellm.completion`, unchanged: prints what it made of the answers as one JSON object."""
+"""`litellm.completion`, unchanged: prints the results as one JSON object."""
 
 import asyncio
 import json
@@ -28,14 +28,14 @@ async def asynchronous() -> str:
 
 
 function = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
-whole = litellm.completion(**options())
+document = litellm.completion(**options())
 chunks = list(litellm.completion(**options(stream=True, stream_options={"include_usage": True})))
 (call,) = (
     litellm.completion(**options(tools=[{"type": "function", "function": function}])).choices[0].message.tool_calls
 )
-seen = {
-    "whole": whole.choices[0].message.content,
-    "tokens": whole.usage.completion_tokens,
+results = {
+    "document": document.choices[0].message.content,
+    "tokens": document.usage.completion_tokens,
     "streamed": "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices),
     "streamed_tokens": chunks[-1].usage.completion_tokens,
     "tool": [call.function.name, list(json.loads(call.function.arguments))],
@@ -44,5 +44,5 @@ seen = {
 try:
     litellm.completion(**options("fault-429-7"))
 except litellm.RateLimitError as error:
-    seen["error"] = error.status_code
-print(json.dumps(seen))
+    results["error"] = error.status_code
+print(json.dumps(results))

@@ -1,4 +1,4 @@
-// The official npm client, unchanged: prints what it made of the answers as one JSON object.
+// The official npm client, unchanged: prints the results as one JSON object.
 import OpenAI from "openai";
 
 const client = new OpenAI({
@@ -16,56 +16,57 @@ const weather = {
     parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
   },
 };
-const seen = {};
+const results = {};
 
-const whole = await client.chat.completions.create({ model, messages });
-seen.whole = whole.choices[0].message.content;
-seen.tokens = whole.usage.completion_tokens;
+const document = await client.chat.completions.create({ model, messages });
+results.document = document.choices[0].message.content;
+results.tokens = document.usage.completion_tokens;
 
-seen.streamed = "";
+results.streamed = "";
 for await (const chunk of await client.chat.completions.create({ model, messages, stream: true })) {
-  seen.streamed += chunk.choices[0]?.delta?.content ?? "";
-  seen.usageUnasked ||= Boolean(chunk.usage);
+  results.streamed += chunk.choices[0]?.delta?.content ?? "";
+  results.unrequestedUsage ||= Boolean(chunk.usage);
 }
 
 const helper = client.chat.completions.stream({ model, messages, stream_options: { include_usage: true } });
-seen.helped = await helper.finalContent();
-seen.helpedTokens = (await helper.totalUsage()).completion_tokens;
+results.helper = await helper.finalContent();
+results.helperTokens = (await helper.totalUsage()).completion_tokens;
 
 const tools = client.chat.completions.stream({ model, messages, tools: [weather] });
 const [call] = (await tools.finalMessage()).tool_calls;
-seen.tool = [call.function.name, Object.keys(JSON.parse(call.function.arguments))];
+results.tool = [call.function.name, Object.keys(JSON.parse(call.function.arguments))];
 
-seen.models = [];
-for await (const one of client.models.list()) seen.models.push(one.id);
+results.models = [];
+for await (const it of client.models.list()) results.models.push(it.id);
 
 const { response } = await client.chat.completions.create({ model, messages }).withResponse();
-seen.requestId = response.headers.get("x-request-id");
+results.requestId = response.headers.get("x-request-id");
 
-async function failing(options, way = client) {
+async function errorOf(options, using = client) {
   try {
-    const answer = await way.chat.completions.create({ messages, ...options });
+    const answer = await using.chat.completions.create({ messages, ...options });
     if (options.stream) for await (const _ of answer);
   } catch (error) {
     return [error.constructor.name, error.status ?? null, error.code ?? null];
   }
   return ["nothing"];
 }
-seen.errors = {
-  "no key": await failing({ model }, client.withOptions({ defaultHeaders: {} , })),
-  "no model": await failing({ model: "none-of-ours" }),
-  refused: await failing({ model: "fault-429-7" }),
-  failed: await failing({ model: "fault-500" }),
-  filtered: await failing({ model: "fault-content-filter", stream: true }),
-  midway: await failing({ model: "fault-error-midway", stream: true }),
+results.errors = {
+  "no key": await errorOf({ model }, client.withOptions({ defaultHeaders: {} })),
+  "no model": await errorOf({ model: "unknown" }),
+  refused: await errorOf({ model: "fault-429-7" }),
+  failed: await errorOf({ model: "fault-500" }),
+  filtered: await errorOf({ model: "fault-content-filter", stream: true }),
+  midway: await errorOf({ model: "fault-error-midway", stream: true }),
 };
 
 const retrying = client.withOptions({ maxRetries: 2 });
 const retried = await retrying.chat.completions.create({ model: "fault-429-1", messages });
-seen.retried = retried.choices[0].message.content;
+results.retried = retried.choices[0].message.content;
 
-const leaving = await client.chat.completions.create({ model: "paced-by-hand", messages, stream: true });
-for await (const chunk of leaving) if (chunk.choices[0]?.delta?.content) break;
-seen.left = true;
+// Leaving the loop closes the stream.
+const paced = process.env.RELAY_PACED_MODEL;
+const closed = await client.chat.completions.create({ model: paced, messages, stream: true });
+for await (const chunk of closed) if (chunk.choices[0]?.delta?.content) break;
 
-console.log(JSON.stringify(seen));
+console.log(JSON.stringify(results));

@@ -1,5 +1,5 @@
-"""The app of this repository in a process that has an OpenTelemetry SDK of its own: each span, and now and then all
-metrics, are printed as one line, `EXPORTED {…}`."""
+"""This repository's app in a process that sets up an OpenTelemetry SDK: each span, and all metrics at an interval, are
+printed as one line, `EXPORTED {…}`."""
 
 import importlib.util
 import sys
@@ -22,9 +22,9 @@ exporter = ConsoleMetricExporter(formatter=lambda exported: f"EXPORTED {exported
 metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=200)]))
 
 sys.path.insert(0, str(ROOT))
-specification = importlib.util.spec_from_file_location("repository_function_app", ROOT / "function_app.py")
-assert specification is not None
-assert specification.loader is not None
-repository = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(repository)
-app = repository.app
+_spec = importlib.util.spec_from_file_location("repository_function_app", ROOT / "function_app.py")
+assert _spec is not None
+assert _spec.loader is not None
+_repository = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_repository)
+app = _repository.app

@@ -1,4 +1,4 @@
-"""The life of a stream whose caller's side is the test's own: what a socket can't be made to do at will."""
+"""The life of a stream whose caller is controlled by the test: what can't be provoked at will with a socket."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from local.model_service import BY_HAND, ModelService
-from relay import prompt
-from relay.backends import Backends, Route
-from relay.caller import Call
-from relay.prompt import Prompt
+from local.model_service import MANUAL_PACE, ModelService
+from relay.callers.request import CallerRequest
 from relay.settings import Settings
-from relay.stream import Stream
+from relay.streaming.stream import Stream
+from relay.upstream.pool import BackendPool, Failover
+from relay.wires import stream as stream_wire
+from relay.wires.stream import StreamRequest
 
 
 class Caller:
@@ -49,57 +49,57 @@ async def service() -> AsyncIterator[ModelService]:
 
 @contextlib.asynccontextmanager
 async def streaming(service: ModelService, caller: Caller, **settings: str) -> AsyncIterator[asyncio.Task[None]]:
-    """A stream of the deployment that is paced by hand, under way to the caller."""
-    environ = {"AZURE_OPENAI_ENDPOINT": service.url, "AZURE_OPENAI_DEPLOYMENTS": BY_HAND, **settings}
-    backends = Backends(Settings.read(environ))
-    await backends.connect()
-    asked = prompt.read(b'{"input": "x"}')
-    assert isinstance(asked, Prompt)
-    route = backends.route(None)
-    assert isinstance(route, Route)
+    """A stream to the caller, of the deployment whose tokens the test releases."""
+    environ = {"AZURE_OPENAI_ENDPOINT": service.url, "AZURE_OPENAI_DEPLOYMENTS": MANUAL_PACE, **settings}
+    pool = BackendPool(Settings.read(environ))
+    await pool.connect()
+    request = stream_wire.parse(b'{"input": "x"}')
+    assert isinstance(request, StreamRequest)
+    failover = pool.failover(None)
+    assert isinstance(failover, Failover)
     scope = {"type": "http", "method": "POST", "path": "/stream", "headers": [], "query_string": b""}
-    call = Call(Request(scope, caller.receive))
-    parameters = asked.parameters(max_output_tokens=100)
-    stream = Stream(call, route, parameters, asked.reading, asked.form(None), backends.settings)
-    carrying = asyncio.create_task(answer(stream, scope, caller))
+    caller_request = CallerRequest(Request(scope, caller.receive))
+    stream = Stream(caller_request, failover, request, request.encoder(None), pool.settings)
+    task = asyncio.create_task(respond(stream, scope, caller))
     try:
-        yield carrying
+        yield task
     finally:
-        carrying.cancel()
-        await backends.close()
+        task.cancel()
+        await pool.close()
 
 
-async def answer(stream: Stream, scope: Any, caller: Caller) -> None:
+async def respond(stream: Stream, scope: Any, caller: Caller) -> None:
     response = await stream.respond()
     await response(scope, caller.receive, caller.send)  # type: ignore[arg-type]
 
 
-async def test_words_and_their_end(service: ModelService) -> None:
+async def test_text_and_its_end(service: ModelService) -> None:
     caller = Caller()
-    async with streaming(service, caller) as carrying:
+    async with streaming(service, caller) as task:
         service.release(10)
-        await asyncio.wait_for(carrying, 5)
+        await asyncio.wait_for(task, 5)
     assert caller.ended
     assert caller.content.count(b"event: done") == 1
     assert b"one " in caller.content
 
 
-@pytest.mark.parametrize("words_wait", [False, True], ids=["in a ping", "in words behind a ping"])
-async def test_the_deadline_finds_a_caller_who_has_not_taken_a_ping(service: ModelService, words_wait: bool) -> None:
+@pytest.mark.parametrize("text_waits", [False, True], ids=["in a ping", "in text behind a ping"])
+async def test_the_deadline_while_the_caller_has_not_taken_a_ping(service: ModelService, text_waits: bool) -> None:
     caller = Caller()
     async with streaming(
         service, caller, PING_INTERVAL_SECONDS="0.1", STREAM_DEADLINE_SECONDS="1", COMMIT_WAIT_SECONDS="0"
-    ) as carrying:
+    ) as task:
         service.release()
-        while b"one " not in caller.content:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            while b"one " not in caller.content:
+                await asyncio.sleep(0.01)
         caller.reads.clear()
         await asyncio.wait_for(caller.blocked.wait(), 5)
-        if words_wait:
+        if text_waits:
             service.release()
-        await asyncio.sleep(1.2)
+        await service.wait_for(lambda it: it.open_requests == 0)  # the deadline has aborted the answer
         caller.reads.set()
-        await asyncio.wait_for(carrying, 5)
-    assert caller.content.count(b"event: error") == 1, "the end was never told"
+        await asyncio.wait_for(task, 5)
+    assert caller.content.count(b"event: error") == 1, "the end was never sent"
     assert b"deadline_exceeded" in caller.content
     assert caller.ended

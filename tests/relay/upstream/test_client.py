@@ -1,21 +1,268 @@
-"""The way to one model service, on its wire: what is read, what is refused, and the token that opens it."""
+"""The client of one model service: what is sent, what is received, what is refused, and what is never repeated."""
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from local.model_service import ModelService
-from relay.answer import Answer, Refusal
-from relay.backends import Backends
-from relay.settings import AZURE_TOKEN_SCOPE, Identity, Settings
-from relay.upstream import LONGEST_RETRY_AFTER, EntraToken, SignInError
+from relay.problems import INVALID_REQUEST, RATE_LIMITED, UPSTREAM_AUTH, UPSTREAM_ERROR, UPSTREAM_TIMEOUT, FieldError
+from relay.settings import AZURE_TOKEN_SCOPE, Settings
+from relay.upstream.answer import Answer
+from relay.upstream.client import ModelServiceClient
+from relay.upstream.credential import SignInError
+from relay.upstream.failures import MAX_RETRY_AFTER, Refusal, classify
+from relay.upstream.pool import BackendPool, Failover
+from relay.upstream.request import UpstreamRequest
+from tests.relay.upstream.fakes import FakeResponse, FakeSession
 
-ASKED = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+ENDPOINT = "https://gateway.example.com:8443/team/v1/"
+REQUEST = UpstreamRequest(
+    "/chat/completions",
+    {"messages": [{"role": "user", "content": "x"}], "stream": True, "model": "the caller's"},
+    stream=True,
+    fields={"messages": "input"},
+)
+
+
+def client(
+    session: FakeSession, endpoint: str = ENDPOINT, credential: Callable[[], Awaitable[str]] | str = "the-key"
+) -> ModelServiceClient:
+    return ModelServiceClient(endpoint, credential, session)  # type: ignore[arg-type]
+
+
+async def refusal(session: FakeSession, **arguments: Any) -> Refusal:
+    refused = await client(session, **arguments).open(REQUEST, "deployment-1", "request-1")
+    assert isinstance(refused, Refusal), refused
+    return refused
+
+
+def error_response(status: int, error: Any, headers: dict[str, str] | None = None) -> FakeResponse:
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    return FakeResponse(status, headers, json.dumps({"error": error}).encode(), content_type="application/json")
+
+
+class TestRequest:
+    async def test_what_is_sent(self) -> None:
+        session = FakeSession(FakeResponse())
+        await client(session).open(REQUEST, "deployment-1", "request-1")
+        (sent,) = session.requests
+        assert sent.method == "POST"
+        assert str(sent.url) == "https://gateway.example.com:8443/team/v1/chat/completions"
+        assert sent.data == (b'{"messages":[{"role":"user","content":"x"}],"stream":true,"model":"deployment-1"}')
+        headers = dict(sent.headers)
+        assert {name: headers[name] for name in headers if not name.startswith("x-stainless")} == {
+            "host": "gateway.example.com:8443",
+            "accept": "text/event-stream",
+            "accept-encoding": "identity",
+            "authorization": "Bearer the-key",
+            "connection": "keep-alive",
+            "content-length": str(len(sent.data)),
+            "content-type": "application/json",
+            "user-agent": headers["user-agent"],
+            "x-ms-client-request-id": "request-1",
+        }
+        assert headers["x-stainless-retry-count"] == "0"
+        assert REQUEST.parameters["model"] == "the caller's", "the caller's parameters were changed"
+
+    async def test_a_document_is_accepted_where_no_stream_is_requested(self) -> None:
+        session = FakeSession(FakeResponse())
+        await client(session).open(UpstreamRequest("/other", {}, stream=False), "deployment-1", "request-1")
+        (sent,) = session.requests
+        assert dict(sent.headers)["accept"] == "application/json"
+        assert str(sent.url).endswith("/team/v1/other")
+        assert sent.data == b'{"model":"deployment-1"}'
+
+    async def test_a_token_is_asked_for_with_each_request(self) -> None:
+        tokens = ["token-1", "token-2"]
+
+        async def token() -> str:
+            return tokens.pop(0)
+
+        session = FakeSession(FakeResponse(), FakeResponse())
+        service = client(session, credential=token)
+        for _ in range(2):
+            await service.open(REQUEST, "deployment-1", "request-1")
+        assert [dict(sent.headers)["authorization"] for sent in session.requests] == [
+            "Bearer token-1",
+            "Bearer token-2",
+        ]
+
+    async def test_a_proxy_of_the_environment_is_left_to_the_session(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        session = FakeSession(FakeResponse())
+        assert not isinstance(await client(session).open(REQUEST, "d", "request-1"), Refusal)
+
+    async def test_no_cookie_is_sent_back(self) -> None:
+        session = FakeSession(FakeResponse(headers={"Set-Cookie": "name=value; Path=/; Secure"}), FakeResponse())
+        service = client(session)
+        for _ in range(2):
+            await service.open(REQUEST, "deployment-1", "request-1")
+        assert "cookie" not in dict(session.requests[1].headers)
+
+
+class TestAnswer:
+    async def test_it_is_read_from_the_response_itself(self) -> None:
+        response = FakeResponse(content=b"data: [DONE]\n\n")
+        answer = await client(FakeSession(response)).open(REQUEST, "deployment-1", "request-1")
+        assert not isinstance(answer, Refusal)
+        assert answer.media_type == "text/event-stream"
+        assert response.state == "open"
+        assert await answer.read() == b"data: [DONE]\n\n"
+        await answer.end()
+        assert response.state == "released"
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    async def test_no_redirect_is_followed(self, status: int) -> None:
+        response = FakeResponse(status, {"Location": "https://other.example.com/"}, content=b"")
+        session = FakeSession(response, FakeResponse())
+        refused = await refusal(session)
+        assert refused == Refusal(UPSTREAM_ERROR, f"the model service answered {status}, code none", None, status)
+        assert len(session.requests) == 1
+        assert response.state == "closed"
+
+
+class TestRefusal:
+    @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+    async def test_no_request_is_repeated(self, status: int) -> None:
+        session = FakeSession(error_response(status, {"code": "a_code"}), FakeResponse())
+        refused = await refusal(session)
+        assert refused == classify({"code": "a_code"}, status=status)
+        assert len(session.requests) == 1
+
+    async def test_its_body_and_headers_are_read(self) -> None:
+        response = error_response(429, {"code": "429"}, {"Retry-After": "7"})
+        refused = await refusal(FakeSession(response))
+        assert refused == Refusal(
+            RATE_LIMITED.with_retry_after(7), "the model service answered 429, code 429", 7.0, 429
+        )
+        assert response.state == "closed"
+
+    async def test_the_callers_field_is_named(self) -> None:
+        error = {"code": "a_code", "param": "messages", "message": "Too long."}
+        refused = await refusal(FakeSession(error_response(400, error)))
+        assert refused.problem == INVALID_REQUEST.with_detail("The model refused the request.").with_errors(
+            FieldError("input", "is not accepted by this model; leave it out or change it")
+        ).with_upstream_error({"param": "messages", "code": "a_code", "message": "Too long."})
+
+    async def test_no_connection_in_time(self) -> None:
+        refused = await refusal(FakeSession(aiohttp.ConnectionTimeoutError()))
+        assert refused == Refusal(UPSTREAM_TIMEOUT, "no connection in time")
+
+    async def test_no_connection(self) -> None:
+        refused = await refusal(FakeSession(aiohttp.ServerDisconnectedError("SECRET")))
+        assert refused == Refusal(UPSTREAM_ERROR, "no connection to the model service (ConnectError)")
+
+    async def test_no_token(self) -> None:
+        async def token() -> str:
+            raise SignInError("no token, and why")
+
+        session = FakeSession()
+        assert await refusal(session, credential=token) == Refusal(UPSTREAM_AUTH, "no token, and why")
+        assert session.requests == []
+
+    async def test_an_answer_that_can_not_be_read(self) -> None:
+        class Unreadable(FakeSession):
+            async def request(self, *_: object, **__: object) -> Any:
+                raise UnicodeError("SECRET")
+
+        assert await refusal(Unreadable()) == Refusal(UPSTREAM_ERROR, "its answer can't be read (UnicodeError)")
+
+    async def test_a_cancellation_is_no_refusal(self) -> None:
+        class Hanging(FakeSession):
+            async def request(self, *_: object, **__: object) -> Any:
+                await asyncio.get_running_loop().create_future()
+
+        opening = asyncio.create_task(client(Hanging()).open(REQUEST, "deployment-1", "request-1"))
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+
+JWT = "eyJhbGciOi-_J9.eyJhdWQiOi-_J9.c2lnbmF0dXJl-_"
+
+
+class TestSecrets:
+    async def cleaned(self, error: Any, **arguments: Any) -> dict[str, Any] | None:
+        refused = await refusal(FakeSession(error_response(400, error)), **arguments)
+        return refused.problem.upstream_error
+
+    @pytest.mark.parametrize(
+        ("text", "clean"),
+        [
+            ("at gateway.example.com:8443", "at […]"),
+            ("at gateway.example.com:9000", "at […]:9000"),
+            ("at https://GATEWAY.example.com/team", "at https://[…]/team"),
+            ("the key the-key.", "the key […]."),
+            ("The-Key", "[…]"),
+            ("x-the-key, (the-key)", "x-[…], ([…])"),
+            ("xthe-key the-keys", "xthe-key the-keys"),
+            ("mygateway.example.com gateway.example.com2", "mygateway.example.com gateway.example.com2"),
+            ("gatewayXexample.com", "gatewayXexample.com"),
+            ("gateway", "gateway"),
+            (f"the token {JWT}, again {JWT}", "the token […], again […]"),
+            ("eyJhbGciOi.eyJhdWQiOi.", "[…]"),
+            ("eyJ", "eyJ"),
+            ("half \ud83c a pair", "half ? a pair"),
+            ("", ""),
+        ],
+    )
+    async def test_they_are_removed_from_the_message(self, text: str, clean: str) -> None:
+        assert await self.cleaned({"message": text}) == {"message": clean}
+
+    @pytest.mark.parametrize(
+        ("endpoint", "text", "clean"),
+        [
+            ("https://account.openai.azure.com/openai/v1/", "ACCOUNT, account.openai.azure.com", "[…], […]"),
+            ("https://account.services.ai.azure.com/openai/v1/", "account accounts", "[…] accounts"),
+            ("https://account.example.com/v1/", "account", "account"),
+            ("https://127.0.0.1:7072/v1/", "127.0.0.1:7072 127.0.0.1 127", "[…] […] 127"),
+        ],
+    )
+    async def test_the_name_of_an_azure_account_is_one(self, endpoint: str, text: str, clean: str) -> None:
+        assert await self.cleaned({"message": text}, endpoint=endpoint) == {"message": clean}
+
+    async def test_without_a_key_nothing_else_is(self) -> None:
+        async def token() -> str:
+            return "token-1"
+
+        message = {"message": "the-key None none"}
+        assert await self.cleaned(message, credential=token) == message
+
+    async def test_only_identifiers_are_kept_beside_the_message(self) -> None:
+        error = {
+            "message": 7,
+            "type": "two words",
+            "param": "messages[0].content-x",
+            "code": 400,
+            "innererror": {"a": 1},
+            "status": "x",
+        }
+        assert await self.cleaned(error) == {"param": "messages[0].content-x", "code": "400"}
+        assert await self.cleaned({"type": None, "param": "x" * 65, "code": "x" * 64}) == {"code": "x" * 64}
+        assert await self.cleaned({"type": "the-key", "param": "", "code": "\u00fc"}) == {"type": "[…]"}
+        assert await self.cleaned({}) == {}
+
+    async def test_other_problems_hold_no_upstream_error(self) -> None:
+        refused = await refusal(FakeSession(error_response(500, {"message": "the-key"})))
+        assert refused.problem == UPSTREAM_ERROR
+
+    async def test_the_rest_of_the_refusal_is_kept(self) -> None:
+        refused = await refusal(FakeSession(error_response(422, {"code": "a_code"})))
+        assert (refused.status, refused.reason) == (422, "the model service answered 422, code a_code")
+        assert refused.problem.detail == "The model refused the request."
+
+
+# With sockets
 
 
 @pytest.fixture
@@ -25,29 +272,30 @@ async def service() -> AsyncIterator[ModelService]:
 
 
 @contextlib.asynccontextmanager
-async def way_to(url: str, **more: str) -> AsyncIterator[Callable[[], Awaitable[Answer | Refusal]]]:
+async def connected(url: str, **more: str) -> AsyncIterator[Callable[[], Awaitable[Answer | Refusal]]]:
     """Opens answers of the model service at an address."""
     environ = {"AZURE_OPENAI_ENDPOINT": url, "AZURE_OPENAI_DEPLOYMENTS": "some", **more}
-    backends = Backends(Settings.read(environ))
-    await backends.connect()
+    pool = BackendPool(Settings.read(environ))
+    await pool.connect()
 
     async def ask() -> Answer | Refusal:
-        route = backends.route(None)
-        assert not hasattr(route, "title")
-        backend = route.next()  # type: ignore[union-attr]
+        failover = pool.failover(None)
+        assert isinstance(failover, Failover)
+        backend = failover.next()
         assert backend is not None
         try:
-            return await backend.open(dict(ASKED), "request-1")
+            parameters = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+            return await backend.open(UpstreamRequest("/chat/completions", parameters, stream=True), "request-1")
         finally:
-            route.leave()  # type: ignore[union-attr]
+            failover.release()
 
     try:
         yield ask
     finally:
-        await backends.close()
+        await pool.close()
 
 
-async def all_of(answer: Answer | Refusal) -> bytes:
+async def content_of(answer: Answer | Refusal) -> bytes:
     assert not isinstance(answer, Refusal), answer
     content = b""
     while chunk := await answer.read():
@@ -55,35 +303,37 @@ async def all_of(answer: Answer | Refusal) -> bytes:
     return content
 
 
-async def test_an_answers_bytes(service: ModelService) -> None:
-    async with way_to(service.url) as ask:
+async def test_the_bytes_of_an_answer(service: ModelService) -> None:
+    async with connected(service.url) as ask:
         answer = await ask()
-        content = await all_of(answer)
+        content = await content_of(answer)
         assert content.endswith(b"data: [DONE]\n\n")
         assert not isinstance(answer, Refusal)
         assert answer.media_type == "text/event-stream"
         await answer.end()
     (record,) = service.requests
-    assert record.body == ASKED | {"model": "some"}
+    assert record.body == {"messages": [{"role": "user", "content": "x"}], "stream": True, "model": "some"}
     assert record.headers["x-ms-client-request-id"] == "request-1"
     assert record.headers["x-stainless-retry-count"] == "0"
 
 
-async def test_what_arrived_before_a_break_can_still_be_read(service: ModelService) -> None:
+async def test_what_arrived_before_the_connection_broke_can_be_read(service: ModelService) -> None:
     service.answer(["one", "two", "three"])
     service.faults["*"] = "cut-midway-2"
-    async with way_to(service.url) as ask:
-        answer = await ask()
+    async with connected(service.url) as ask:
+        answer: Any = await ask()
         assert not isinstance(answer, Refusal)
-        await asyncio.sleep(0.2)  # the words and the end of the connection are both there
+        async with asyncio.timeout(5):  # until the text and the end of the connection have both arrived
+            while answer._response.content.exception() is None:
+                await asyncio.sleep(0.005)
         content = b""
         try:
             while chunk := await answer.read():
                 content += chunk
-        except answer.broken:
-            content += answer.rest()
+        except answer.connection_errors:
+            content += answer.read_remaining()
         else:
-            pytest.fail("a cut passed for the end")
+            pytest.fail("the cut was taken for the end")
         assert b"one" in content
         assert b"two" in content
         answer.close()
@@ -91,7 +341,7 @@ async def test_what_arrived_before_a_break_can_still_be_read(service: ModelServi
 
 async def test_closing_an_answer_ends_the_model_services_work(service: ModelService) -> None:
     service.faults["*"] = "stall-midway"
-    async with way_to(service.url) as ask:
+    async with connected(service.url) as ask:
         answer = await ask()
         assert not isinstance(answer, Refusal)
         await answer.read()
@@ -117,7 +367,7 @@ async def test_a_connection_is_kept_and_used_again() -> None:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with way_to(f"http://127.0.0.1:{port}/v1") as ask:
+        async with connected(f"http://127.0.0.1:{port}/v1") as ask:
             for _ in range(3):
                 answer = await ask()
                 assert not isinstance(answer, Refusal)
@@ -126,12 +376,12 @@ async def test_a_connection_is_kept_and_used_again() -> None:
     assert connections == 1
 
 
-async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure() -> None:
+async def test_a_kept_connection_that_the_server_closes_is_no_failure() -> None:
     served = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal served
-        # One answer, then the connection is closed at the moment of the next request.
+        # One answer, then the connection is closed when the next request arrives.
         for turn in range(2):
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -147,7 +397,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure() -> No
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with way_to(f"http://127.0.0.1:{port}/v1") as ask:
+        async with connected(f"http://127.0.0.1:{port}/v1") as ask:
             for _ in range(3):
                 answer = await ask()
                 assert not isinstance(answer, Refusal), answer
@@ -155,12 +405,12 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure() -> No
     assert served == 3
 
 
-class Wire:
-    """A server that answers anything with these bytes, and then closes or stays."""
+class FixedServer:
+    """A server that answers every request with the same bytes, and then closes the connection or keeps it open."""
 
-    def __init__(self, answer: bytes, *, stays: bool = False) -> None:
+    def __init__(self, answer: bytes, *, keeps_open: bool = False) -> None:
         self.answer = answer
-        self.stays = stays
+        self.keeps_open = keeps_open
 
     async def __aenter__(self) -> str:
         self.ended = asyncio.Event()
@@ -170,7 +420,7 @@ class Wire:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(self.answer)
-        if self.stays:
+        if self.keeps_open:
             await self.ended.wait()
         writer.close()
 
@@ -203,8 +453,8 @@ class Wire:
     ],
     ids=range(14),
 )
-async def test_odd_answers_are_refusals(answer: bytes, code: str) -> None:
-    async with Wire(answer) as url, way_to(url) as ask:
+async def test_malformed_answers_are_refusals(answer: bytes, code: str) -> None:
+    async with FixedServer(answer) as url, connected(url) as ask:
         refused = await asyncio.wait_for(ask(), 5)
         assert isinstance(refused, Refusal), refused
         assert refused.problem.code == code
@@ -214,169 +464,65 @@ async def test_odd_answers_are_refusals(answer: bytes, code: str) -> None:
 
 async def test_an_endless_error_is_not_read_to_its_end() -> None:
     answer = b"HTTP/1.1 500 Oops\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 200_000
-    async with Wire(answer, stays=True) as url, way_to(url) as ask:
+    async with FixedServer(answer, keeps_open=True) as url, connected(url) as ask:
         refused = await asyncio.wait_for(ask(), 5)
         assert isinstance(refused, Refusal)
         assert refused.problem.code == "upstream_error"
 
 
-async def test_nobody_there() -> None:
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        async with way_to(f"http://127.0.0.1:{unheard.getsockname()[1]}/v1") as ask:
+async def test_a_server_that_does_not_listen() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with connected(f"http://127.0.0.1:{unused.getsockname()[1]}/v1") as ask:
             refused = await ask()
     assert isinstance(refused, Refusal)
-    assert (refused.problem.code, refused.elsewhere) == ("upstream_error", True)
+    assert (refused.problem.code, refused.retryable) == ("upstream_error", True)
 
 
 @pytest.mark.parametrize(
-    ("fault", "seconds", "told"),
+    ("fault", "seconds", "shown"),
     [
         ("429-0", 0, 0),
         ("429-7", 7, 7),
         ("429-ms-1500", 1.5, 2),
         ("429-x-ms-400", 0.4, 1),
-        ("429-absurd", LONGEST_RETRY_AFTER, LONGEST_RETRY_AFTER),
+        ("429-absurd", MAX_RETRY_AFTER, MAX_RETRY_AFTER),
         ("429-garbled", None, None),
         ("429-none", None, None),
         ("503-after-3", 3, 3),
         ("503", None, None),
     ],
 )
-async def test_how_long_to_wait(service: ModelService, fault: str, seconds: float | None, told: int | None) -> None:
+async def test_retry_after(service: ModelService, fault: str, seconds: float | None, shown: int | None) -> None:
     service.faults["*"] = fault
-    async with way_to(service.url) as ask:
+    async with connected(service.url) as ask:
         refused = await ask()
     assert isinstance(refused, Refusal)
-    assert (refused.retry_after, refused.problem.retry_after) == (seconds, told)
-    assert refused.elsewhere
+    assert (refused.retry_after, refused.problem.retry_after) == (seconds, shown)
+    assert refused.retryable
 
 
 @pytest.mark.parametrize("fault", ["400", "context-length", "content-filter", "404"])
-async def test_what_no_other_deployment_mends(service: ModelService, fault: str) -> None:
+async def test_what_no_other_backend_makes_good(service: ModelService, fault: str) -> None:
     service.faults["*"] = fault
-    async with way_to(service.url) as ask:
+    async with connected(service.url) as ask:
         refused = await ask()
     assert isinstance(refused, Refusal)
-    assert not refused.elsewhere
+    assert not refused.retryable
 
 
-class Clock:
-    """The time of day, which a test moves on."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ahead = 0.0
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + self.ahead)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
-async def token(service: ModelService, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EntraToken]:
-    """A managed identity's token, of an hour."""
-    service.identity.lifetime = 3600
-    monkeypatch.setenv("IDENTITY_ENDPOINT", service.identity_url)
-    monkeypatch.setenv("IDENTITY_HEADER", service.identity.header)
-    token = EntraToken(Identity("managed", AZURE_TOKEN_SCOPE))
-    yield token
-    await token.close()
-
-
-async def settled(service: ModelService, calls: int) -> None:
-    """Wait until the identity endpoint was asked so many times, and its answer has come."""
-    async with asyncio.timeout(5):
-        while len(service.identity.calls) < calls:
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
-
-
-class TestTheToken:
-    async def test_it_is_fetched_once_for_all(self, service: ModelService, token: EntraToken) -> None:
-        service.identity.delay = 0.1
-        assert len(set(await asyncio.gather(*[token() for _ in range(20)]))) == 1
-        await token()
-        assert len(service.identity.calls) == 1
-
-    async def test_it_is_renewed_before_its_end_and_nobody_waits(
-        self, service: ModelService, token: EntraToken, clock: Clock
-    ) -> None:
-        first = await token()
-        clock.ahead = 3600 - 310
-        assert await token() == first
-        assert len(service.identity.calls) == 1
-        clock.ahead = 3600 - 290
-        service.identity.delay = 0.3
-        began = time.monotonic()
-        assert await token() == first
-        assert time.monotonic() - began < 0.2
-        await settled(service, 2)
-        async with asyncio.timeout(5):
-            while await token() == first:
-                await asyncio.sleep(0.01)
-        assert len(service.identity.calls) == 2
-
-    async def test_a_renewal_that_fails_is_tried_again_and_nobody_notices(
-        self, service: ModelService, token: EntraToken, clock: Clock
-    ) -> None:
-        first = await token()
-        service.identity.failure = [400]
-        clock.ahead = 3600 - 290
-        assert await token() == first
-        await settled(service, 2)
-        assert await token() == first
-        assert len(service.identity.calls) == 2, "not again at once"
-        clock.ahead = 3600 - 200
-        assert await token() == first
-        await settled(service, 3)
-        assert await token() != first
-
-    async def test_it_is_never_used_beyond_its_end(
-        self, service: ModelService, token: EntraToken, clock: Clock
-    ) -> None:
-        first = await token()
-        service.identity.failure = [400]
-        clock.ahead = 3600 - 10
-        assert await token() == first
-        await settled(service, 2)
-        clock.ahead = 3600 + 5
-        renewed = await token()
-        assert renewed != first
-        assert service.identity.accepts(renewed)
-
-    async def test_who_leaves_does_not_take_it_from_the_others(self, service: ModelService, token: EntraToken) -> None:
-        service.identity.delay = 0.2
-        leaving, staying = asyncio.create_task(token()), asyncio.create_task(token())
-        await asyncio.sleep(0.05)
-        leaving.cancel()
-        assert await staying
-        assert len(service.identity.calls) == 1
-
-    async def test_a_failure_is_told_to_all_and_not_remembered(self, service: ModelService, token: EntraToken) -> None:
-        service.identity.failure = 400
-        results = await asyncio.gather(*[token() for _ in range(3)], return_exceptions=True)
-        assert [type(result) for result in results] == [SignInError] * 3
-        assert service.identity.header not in str(results)
-        service.identity.failure = None
-        assert await token()
-
-
-async def test_a_request_while_the_token_is_renewed(
-    service: ModelService, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_while_the_token_is_renewed(service: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, now = SimpleNamespace(ahead=0.0), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + clock.ahead)
     monkeypatch.setenv("IDENTITY_ENDPOINT", service.identity_url)
     monkeypatch.setenv("IDENTITY_HEADER", service.identity.header)
     service.identity.lifetime = 3600
     service.require_issued_token = True
     more: dict[str, Any] = {"IDENTITY_ENDPOINT": service.identity_url, "AZURE_OPENAI_TOKEN_SCOPE": AZURE_TOKEN_SCOPE}
-    async with way_to(service.url, **more) as ask:
-        for ahead in (0, 1800, 3400, 3590, 7000, 9000, 20_000):
-            clock.ahead = ahead
+    async with connected(service.url, **more) as ask:
+        for clock.ahead in (0, 1800, 3400, 3590, 7000, 9000, 20_000):
             answer = await ask()
-            assert (await all_of(answer)).endswith(b"data: [DONE]\n\n")
+            assert (await content_of(answer)).endswith(b"data: [DONE]\n\n")
             assert not isinstance(answer, Refusal)
             await answer.end()
     assert {record.auth for record in service.requests} == {"token"}

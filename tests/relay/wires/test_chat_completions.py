@@ -1,78 +1,166 @@
-"""What a caller of OpenAI's wire may ask, as far as this app decides it."""
+"""OpenAI's API: what a caller may ask, as far as this app decides it, and what is sent back."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
-from relay import chat
-from relay.chat import Chat
-from relay.completion import Done, Failed, Usage, VerbatimCompletion, WholeCompletion
-from relay.problems import Problem
+from relay.problems import INVALID_JSON, INVALID_REQUEST, RATE_LIMITED, FieldError, Problem
+from relay.streaming.events import Done, Failed, Text, Verbatim
+from relay.wires import chat_completions
+from relay.wires.chat_completions import ChatCompletionRequest, DocumentEncoder, EventEncoder
+from relay.wires.chat_decoders import DocumentDecoder, VerbatimDecoder
 
 
-def asked(**members: Any) -> Chat:
-    read = chat.read(msgspec.json.encode({"messages": [], **members}))
-    assert isinstance(read, Chat), read
-    return read
+def accepted(**members: Any) -> ChatCompletionRequest:
+    request = chat_completions.parse(msgspec.json.encode({"messages": [], **members}))
+    assert isinstance(request, ChatCompletionRequest), request
+    return request
 
 
-@pytest.mark.parametrize(
-    ("members", "limits"),
-    [
-        ({}, {"max_completion_tokens": 100}),
-        ({"n": 4}, {"max_completion_tokens": 25}),
-        ({"n": 4, "max_tokens": 1000}, {"max_tokens": 25}),
-        ({"n": 4, "max_completion_tokens": 7}, {"max_completion_tokens": 7}),
-        ({"n": 1000}, {"max_completion_tokens": 1}),
-        ({"max_tokens": 5, "max_completion_tokens": 500}, {"max_tokens": 5, "max_completion_tokens": 100}),
-    ],
-)
-def test_the_cap_is_for_all_choices_together(members: dict[str, Any], limits: dict[str, int]) -> None:
-    parameters = asked(**members).parameters(max_output_tokens=100)
-    assert {name: parameters[name] for name in parameters if name.startswith("max_")} == limits
+def rejected(body: bytes) -> Problem:
+    problem = chat_completions.parse(body)
+    assert isinstance(problem, Problem), problem
+    return problem
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n", "stream", "model", "stream_options"])
-def test_a_number_of_thousands_of_digits_is_refused_by_name(name: str) -> None:
-    refused = chat.read(b'{"messages": [], "%b": %b}' % (name.encode(), b"1" * 5000))
-    assert isinstance(refused, Problem)
-    assert refused.status == 400
-    assert refused.errors[0].field == name
+class TestParse:
+    def test_a_minimal_request(self) -> None:
+        request = accepted()
+        assert (request.model, request.stream, request.stream_options) == (None, False, {})
+        assert (request.output_limits, request.choices) == ({}, 1)
+
+    def test_all_members_that_are_read(self) -> None:
+        request = accepted(
+            model="m", stream=True, stream_options={"a": 1}, n=3, max_tokens=5, max_completion_tokens=6, user="u"
+        )
+        assert (request.model, request.stream, request.stream_options) == ("m", True, {"a": 1})
+        assert (request.output_limits, request.choices) == ({"max_completion_tokens": 6, "max_tokens": 5}, 3)
+        assert bytes(request.members["user"]) == b'"u"'
+
+    def test_a_byte_order_mark_is_ignored(self) -> None:
+        assert isinstance(chat_completions.parse(b'\xef\xbb\xbf{"messages":[]}'), ChatCompletionRequest)
+
+    @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', rb'["\ud83d"]'])
+    def test_a_body_that_is_no_object(self, body: bytes) -> None:
+        expected = INVALID_REQUEST.with_detail("The body must be one JSON object with messages in it.")
+        assert rejected(body) == expected
+
+    @pytest.mark.parametrize("body", [b"", b"{", b'{"messages":"\xff"}', b'{"messages":[]}x', b'{"a":' * 100_000])
+    def test_a_body_that_is_not_json(self, body: bytes) -> None:
+        expected = INVALID_JSON.with_detail('Send one JSON object in UTF-8, with "model" and "messages".')
+        assert rejected(body) == expected
+
+    def test_all_wrong_members_are_named_at_once(self) -> None:
+        body = b'{"model":"","stream":1,"stream_options":[],"max_completion_tokens":0,"max_tokens":"1","n":1.5}'
+        assert rejected(body) == INVALID_REQUEST.with_errors(
+            FieldError("model", "must be a string and not empty"),
+            FieldError("stream", "must be true or false"),
+            FieldError("stream_options", "must be a JSON object"),
+            FieldError("max_completion_tokens", "must be a whole number greater than 0"),
+            FieldError("max_tokens", "must be a whole number greater than 0"),
+            FieldError("n", "must be a whole number greater than 0"),
+            FieldError("messages", "is required"),
+        )
+
+    def test_messages_are_left_to_the_model_service(self) -> None:
+        assert isinstance(chat_completions.parse(b'{"messages":null}'), ChatCompletionRequest)
+
+    @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n", "stream", "model", "stream_options"])
+    def test_a_number_of_thousands_of_digits_is_rejected_by_name(self, name: str) -> None:
+        problem = rejected(b'{"messages": [], "%b": %b}' % (name.encode(), b"1" * 5000))
+        assert problem.status == 400
+        assert problem.errors[0].field == name
 
 
-class TestAWholeAnswer:
-    def end(self, document: bytes) -> Done | Failed:
-        reading = WholeCompletion()
-        assert reading.read(document) == []
-        return reading.end()
-
+class TestUpstreamRequest:
     @pytest.mark.parametrize(
-        "document",
+        ("members", "limits"),
         [
-            b'{"choices": null, "id": "x"}',
-            b'{"choices": [], "usage": {"prompt_tokens": 1.5}}',
-            b'{"choices": [{"message": {"content": "\\ud83d"}}]}',
-            b'{"choices": "odd"}',
+            ({}, {"max_completion_tokens": 100}),
+            ({"n": 4}, {"max_completion_tokens": 25}),
+            ({"n": 4, "max_tokens": 1000}, {"max_tokens": 25}),
+            ({"n": 4, "max_completion_tokens": 7}, {"max_completion_tokens": 7}),
+            ({"n": 1000}, {"max_completion_tokens": 1}),
+            ({"max_tokens": 5, "max_completion_tokens": 500}, {"max_tokens": 5, "max_completion_tokens": 100}),
         ],
     )
-    def test_it_passes_even_if_the_record_can_not_read_all_of_it(self, document: bytes) -> None:
-        end = self.end(document)
-        assert isinstance(end, Done)
-        assert end.document == document
+    def test_the_cap_applies_to_all_choices_together(self, members: dict[str, Any], limits: dict[str, int]) -> None:
+        parameters = accepted(**members).upstream_request(max_output_tokens=100).parameters
+        assert {name: parameters[name] for name in parameters if name.startswith("max_")} == limits
 
-    @pytest.mark.parametrize("document", [b"", b"<html>", b"[]", b"{"])
-    def test_what_is_none_does_not(self, document: bytes) -> None:
-        assert isinstance(self.end(document), Failed)
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_members_are_forwarded_as_they_stand(self, streamed: bool) -> None:
+        body = b'{"messages":[ 1.50 ],"stream":%b,"n":2.0,"seed":12345678901234567890123,"max_tokens":9e1}' % (
+            b"true" if streamed else b"false"
+        )
+        request = chat_completions.parse(body)
+        assert isinstance(request, ChatCompletionRequest)
+        upstream = request.upstream_request(max_output_tokens=100)
+        assert (upstream.path, upstream.stream, upstream.fields) == ("/chat/completions", streamed, {})
+        expected = body.replace(b"9e1", b"50")
+        if streamed:
+            expected = expected[:-1] + b',"stream_options":{"include_usage":true}}'
+        assert msgspec.json.encode(upstream.parameters) == expected
 
-    def test_its_counts_are_read(self) -> None:
-        end = self.end(b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": -4}}')
-        assert isinstance(end, Done)
-        assert end.usage == Usage(3, 0)
+    def test_usage_is_always_requested_of_a_stream(self) -> None:
+        request = accepted(stream=True, stream_options={"include_usage": False, "include_obfuscation": False})
+        assert request.upstream_request(max_output_tokens=1).parameters["stream_options"] == {
+            "include_usage": True,
+            "include_obfuscation": False,
+        }
+
+    def test_without_a_stream_the_callers_stream_options_are_forwarded(self) -> None:
+        parameters = accepted(stream_options={"a": 1}).upstream_request(max_output_tokens=1).parameters
+        assert bytes(parameters["stream_options"]) == b'{"a":1}'
 
 
-def test_an_answer_that_never_comes_to_its_words_is_given_up() -> None:
-    reading = VerbatimCompletion()
-    chunk = b'data: {"choices":[],"filler":"%b"}\n\n' % (b"x" * 1_000_000)
-    ends = [event for _ in range(40) for event in reading.read(chunk)]
-    assert [type(end) for end in ends] == [Failed]
+class TestDecoderAndEncoder:
+    def test_of_a_stream(self) -> None:
+        request = accepted(stream=True)
+        assert isinstance(request.decoder(), VerbatimDecoder)
+        assert isinstance(request.encoder("text/plain"), EventEncoder)
+
+    def test_of_a_document(self) -> None:
+        request = accepted()
+        assert isinstance(request.decoder(), DocumentDecoder)
+        assert isinstance(request.encoder("text/event-stream"), DocumentEncoder)
+
+    @pytest.mark.parametrize(
+        ("options", "sent"), [({"include_usage": True}, True), ({"include_usage": 1}, False), ({}, False)]
+    )
+    def test_usage_is_sent_to_a_caller_who_asked_for_it(self, options: dict[str, Any], sent: bool) -> None:
+        encoder = accepted(stream=True, stream_options=options).encoder(None)
+        assert encoder.text(Verbatim(b"", [b"{}"], usage=True)) == (b"data: {}\n\n" if sent else b"")
+
+
+class TestEventEncoder:
+    def test_properties(self) -> None:
+        encoder = EventEncoder(include_usage=False)
+        assert (encoder.media_type, encoder.whole) == ("text/event-stream; charset=utf-8", False)
+        assert encoder.ping == b": ping\n\n"
+
+    @pytest.mark.parametrize("include_usage", [False, True])
+    def test_events_are_sent_as_they_came(self, include_usage: bool) -> None:
+        encoder = EventEncoder(include_usage=include_usage)
+        assert encoder.text(Verbatim(b"", [b'{"a": 1}'])) == b'data: {"a": 1}\n\n'
+        assert encoder.text(Verbatim(b"", [b"1", b"{\n}", b"3"])) == b"data: 1\n\ndata: {\ndata: }\n\ndata: 3\n\n"
+        assert encoder.text(Text(b'"text"')) == b""
+
+    def test_the_end(self) -> None:
+        assert EventEncoder(include_usage=True).done(Done("stop", None, None, None)) == b"data: [DONE]\n\n"
+
+    def test_a_failure(self) -> None:
+        encoder = EventEncoder(include_usage=True)
+        assert encoder.failed(Failed(RATE_LIMITED, "for the log only"), "request-1") == (
+            b"data: %b\n\n" % RATE_LIMITED.openai_document("request-1")
+        )
+
+
+def test_the_document_encoder_sends_the_document() -> None:
+    encoder = DocumentEncoder()
+    assert (encoder.media_type, encoder.whole, encoder.ping) == ("application/json", True, b"")
+    assert encoder.text(Text(b'"x"')) == b""
+    assert encoder.done(Done("stop", None, None, None, document=b'{ "id": 1 }')) == b'{ "id": 1 }'
+    assert encoder.done(Done("stop", None, None, None)) == b""
+    assert encoder.failed(Failed(RATE_LIMITED, "x"), "request-1") is None

@@ -1,100 +1,42 @@
-"""The model service's bytes and what they mean, however they are cut."""
+"""What the bytes of an answer mean, wherever the reads were split: as text, as events to pass on, as a document."""
 
 import itertools
 import json
-import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from httpx_sse._decoders import SSEDecoder
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.completion import Completion, Done, EventReader, Failed, Text, Usage
+from relay.problems import CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED, RATE_LIMITED, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED
+from relay.streaming.events import Decoder, Done, Event, Failed, Text, Verbatim
+from relay.upstream import sse
+from relay.usage import Usage
+from relay.wires import chat_decoders
+from relay.wires.chat_decoders import DocumentDecoder, TextDecoder, VerbatimDecoder
+from tests.relay.event_streams import DONE, LINE_ENDS, delta, event, split_at, text_of
 
-LINE_ENDS = ("\n", "\r", "\r\n")
-
-
-def pieces(content: bytes, cuts: list[int]) -> list[bytes]:
-    """The bytes, cut at these places."""
-    places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    return [content[start:end] for start, end in itertools.pairwise(places)]
-
-
-def understood(*chunks: bytes) -> list[Text | Done | Failed]:
-    completion = Completion()
-    return [meaning for chunk in chunks for meaning in completion.read(chunk)]  # type: ignore[misc]
+STREAM_DECODERS = [TextDecoder, VerbatimDecoder]
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2}
 
 
-def words(meanings: list[Any]) -> str:
-    """What a caller assembles: the strings end to end, by code units."""
-    text = "".join(json.loads(meaning.json) for meaning in meanings if isinstance(meaning, Text))
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+def decoded(*chunks: bytes) -> list[Event]:
+    decoder = TextDecoder()
+    return [found for chunk in chunks for found in decoder.feed(chunk)]
 
 
-def event(**members: Any) -> bytes:
-    return b"data: " + json.dumps(members).encode() + b"\n\n"
+def verbatim(*chunks: bytes) -> list[Event]:
+    decoder = VerbatimDecoder()
+    return [found for chunk in chunks for found in decoder.feed(chunk)]
 
 
-def delta(content: Any, **members: Any) -> bytes:
-    return event(choices=[{"index": 0, "delta": {"content": content}, **members}])
+def data(content: bytes) -> list[bytes]:
+    """The data of one-line events."""
+    return [line.removeprefix(b"data: ") for line in content.split(b"\n\n")[:-1]]
 
 
-DONE = b"data: [DONE]\n\n"
-
-
-class TestTheEventReader:
-    """Judged by the decoder of httpx-sse, which was written by others from the same standard."""
-
-    # Without `id`, `event` and `retry`, for which that decoder makes events that have no data; the standard has none.
-    LINE = st.one_of(
-        st.just(""),
-        st.sampled_from(["data", "data:", "data: ", "data:  x", ":", ": data: x", "datas: x", " data: x", "DATA: x"]),
-        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12).map(
-            lambda text: f"data: {text}"
-        ),
-        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12).filter(
-            lambda text: not re.match(r"\ufeff|(id|event|retry|data)(:|$)", text)
-        ),
-    )
-
-    @given(
-        lines=st.lists(st.tuples(LINE, st.sampled_from(LINE_ENDS)), max_size=20),
-        cuts=st.lists(st.integers(0, 500), max_size=30),
-    )
-    @example(lines=[("data: a", "\r\n"), ("", "\r\n")], cuts=[8, 9, 10])
-    @example(lines=[("data: a", "\r"), ("", "\n")], cuts=[8])
-    def test_it_reads_what_the_judge_reads(self, lines: list[tuple[str, str]], cuts: list[int]) -> None:
-        text = "".join(line + end for line, end in lines)
-        judge = SSEDecoder()
-        split = re.split(r"\r\n|\r|\n", text)[:-1] if text else []
-        expected = [found.data.encode() for line in split if (found := judge.decode(line)) is not None]
-        reader = EventReader()
-        assert [data for piece in pieces(text.encode(), cuts) for data in reader.feed(piece)] == expected
-
-    @given(st.lists(st.binary(max_size=40), max_size=20))
-    def test_no_bytes_harm_it_and_no_cut_matters(self, chunks: list[bytes]) -> None:
-        whole, cut, single = EventReader(), EventReader(), EventReader()
-        content = b"".join(chunks)
-        expected = whole.feed(content)
-        assert [data for chunk in chunks for data in cut.feed(chunk)] == expected
-        assert [data for at in range(len(content)) for data in single.feed(content[at : at + 1])] == expected
-
-    def test_an_event_that_the_end_cuts_is_dropped(self) -> None:
-        reader = EventReader()
-        assert reader.feed(b"data: a\n\ndata: b\n") == [b"a"]
-
-    def test_a_byte_order_mark_is_passed_over(self) -> None:
-        assert EventReader().feed(b"\xef\xbb\xbfdata: a\n\n") == [b"a"]
-
-    def test_a_long_line_costs_no_more_for_being_cut(self) -> None:
-        reader = EventReader()
-        line = b"data: " + b"x" * 2_000_000 + b"\n\n"
-        found = [data for at in range(0, len(line), 100) for data in reader.feed(line[at : at + 100])]
-        assert [len(data) for data in found] == [2_000_000]
-
-
-class TestWords:
+class TestText:
     @settings(max_examples=60)
     @given(
         tokens=st.lists(st.text(max_size=20), max_size=10),
@@ -107,29 +49,42 @@ class TestWords:
             f"data: {json.dumps({'choices': [{'delta': {'content': token}}]}, ensure_ascii=ascii_only)}{end}{end}"
             for token in tokens
         ] + [f"data: [DONE]{end}{end}"]
-        meanings = understood(*pieces("".join(lines).encode(), cuts))
-        assert words(meanings) == "".join(tokens)
-        assert isinstance(meanings[-1], Done)
-        assert not any(isinstance(meaning, Done | Failed) for meaning in meanings[:-1])
+        events = decoded(*split_at("".join(lines).encode(), cuts))
+        assert text_of(events) == "".join(tokens)
+        assert isinstance(events[-1], Done)
+        assert not any(isinstance(found, Done | Failed) for found in events[:-1])
 
     @given(text=st.text(st.characters(min_codepoint=0x10000), min_size=1, max_size=8), cuts=st.lists(st.integers(0, 9)))
     def test_surrogate_pairs_over_two_chunks(self, text: str, cuts: list[int]) -> None:
         units = text.encode("utf-16-le")
-        places = sorted({0, len(units), *(cut % (len(units) // 2 + 1) * 2 for cut in cuts)})
-        halves = [units[a:b].decode("utf-16-le", "surrogatepass") for a, b in itertools.pairwise(places)]
-        assert words(understood(b"".join(delta(half) for half in halves))) == text
+        positions = sorted({0, len(units), *(cut % (len(units) // 2 + 1) * 2 for cut in cuts)})
+        halves = [units[a:b].decode("utf-16-le", "surrogatepass") for a, b in itertools.pairwise(positions)]
+        assert text_of(decoded(b"".join(delta(half) for half in halves))) == text
 
-    def test_what_arrived_together_comes_out_together(self) -> None:
-        meanings = understood(delta("a") + delta('"') + delta("\u00e9") + DONE)
-        assert [type(meaning) for meaning in meanings] == [Text, Done]
-        assert words(meanings) == 'a"\u00e9'
+    def test_text_that_arrived_together_is_one_event(self) -> None:
+        events = decoded(delta("a") + delta('"') + delta("\u00e9") + DONE)
+        assert [type(found) for found in events] == [Text, Done]
+        assert text_of(events) == 'a"\u00e9'
+        assert events[0] == Text(rb'"a\"\u00e9"')
+
+    def test_the_json_string_is_copied_as_it_stands(self) -> None:
+        events = decoded(b'data: {"choices":[{"delta":{"content": "\\u0061\\/\xc3\xa9" }}]}\n\n')
+        assert events == [Text(b'"\\u0061\\/\xc3\xa9"')]
 
     def test_text_that_has_arrived_is_not_held_back(self) -> None:
-        completion = Completion()
-        assert [words(completion.read(delta(token))) for token in ("a", "b", "c")] == ["a", "b", "c"]
+        decoder = TextDecoder()
+        assert [text_of(decoder.feed(delta(token))) for token in ("a", "b", "c")] == ["a", "b", "c"]
+        assert decoder.feed(b": comment\n\n") == []
 
-    def test_a_refusal_is_words_too(self) -> None:
-        assert words(understood(event(choices=[{"delta": {"refusal": "I can't."}}]))) == "I can't."
+    def test_a_refusal_is_text_too(self) -> None:
+        assert text_of(decoded(event(choices=[{"delta": {"refusal": "I can't."}}]))) == "I can't."
+        assert text_of(decoded(event(choices=[{"delta": {"refusal": "b", "content": "a"}}]))) == "ab"
+
+    def test_deltas_with_output_are_counted(self) -> None:
+        decoder = TextDecoder()
+        decoder.feed(delta("a") + delta("") + delta(None) + delta("b") + delta("x", index=1))
+        assert decoder.deltas == 2
+        assert (TextDecoder().deltas, TextDecoder().media_type) == (0, "text/event-stream")
 
     @pytest.mark.parametrize(
         "chunk",
@@ -144,31 +99,48 @@ class TestWords:
             event(),
             delta("x", index=1),
             b": comment\n\n",
+            b"data\n\n",
+            b"data:\n\n",
         ],
-        ids=range(10),
+        ids=range(12),
     )
-    def test_what_has_no_words_makes_none(self, chunk: bytes) -> None:
-        assert understood(chunk) == []
+    def test_events_without_text(self, chunk: bytes) -> None:
+        decoder = TextDecoder()
+        assert decoder.feed(chunk) == []
+        assert text_of(decoder.feed(delta("next"))) == "next"
 
-    def test_unknown_members_are_passed_over(self) -> None:
+    def test_only_the_first_choice_is_read(self) -> None:
+        other = {"index": 1, "delta": {"content": "x"}, "finish_reason": "length"}
+        first = {"index": 0, "delta": {"content": "a"}}
+        decoder = TextDecoder()
+        assert text_of(decoder.feed(event(choices=[other, first, other, first]))) == "aa"
+        assert decoder.finish_reason is None
+
+    def test_unknown_members_are_ignored(self) -> None:
         chunk = event(choices=[{"delta": {"content": "a", "new": [1, {"x": None}]}, "new": 1.5}], new={"y": []})
-        assert words(understood(chunk)) == "a"
+        assert text_of(decoded(chunk)) == "a"
+
+    def test_text_before_a_failure_is_kept(self) -> None:
+        events = decoded(delta("a") + delta("b") + event(error={"code": "x"}))
+        assert [type(found) for found in events] == [Text, Failed]
+        assert text_of(events) == "ab"
 
 
-class TestTheEnd:
-    def test_all_that_is_known_of_it(self) -> None:
+class TestEnd:
+    def test_all_that_is_known(self) -> None:
         usage = {
             "prompt_tokens": 12,
             "completion_tokens": 34,
             "completion_tokens_details": {"reasoning_tokens": 5, "audio_tokens": 0},
             "prompt_tokens_details": {"cached_tokens": 6},
         }
-        (done,) = understood(
+        (done,) = decoded(
             event(id="c-1", model="m-1", choices=[{"delta": {}, "finish_reason": "length"}])
             + event(id="c-1", model="m-1", choices=[], usage=usage)
             + DONE
         )
         assert isinstance(done, Done)
+        assert done == Done("length", "m-1", Usage(12, 34, 5, 6), "c-1")
         assert (done.finish_reason, done.model, done.id) == ("length", "m-1", "c-1")
         assert done.usage == Usage(12, 34, 5, 6)
         assert done.usage.members() == {
@@ -178,10 +150,37 @@ class TestTheEnd:
             "cached_tokens": 6,
         }
 
-    def test_nothing_comes_after_it(self) -> None:
-        completion = Completion()
-        assert len(completion.read(DONE + delta("more") + DONE)) == 1
-        assert completion.read(delta("more") + event(error={"code": "x"}) + DONE) == []
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_what_is_unknown_is_none(self, new_decoder: Callable[[], Decoder]) -> None:
+        assert new_decoder().feed(DONE) == [Done(None, None, None, None)]
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_the_last_values_count_and_empty_ones_do_not(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        decoder.feed(
+            event(id="a", model="m", choices=[{"finish_reason": "stop"}], usage=USAGE)
+            + event(id="b" * 300, model="n" * 300, choices=[{"finish_reason": "length"}])
+            + event(id="", model="", choices=[{"finish_reason": ""}, {"finish_reason": None}], usage=None)
+            + event(id=None, model=None, choices=[])
+        )
+        assert (decoder.id, decoder.model, decoder.finish_reason) == ("b" * 256, "n" * 256, "length")
+        assert decoder.usage == Usage(1, 2)
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_nothing_comes_after_it(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        assert len(decoder.feed(DONE + delta("more") + DONE)) == 1
+        assert decoder.feed(delta("more") + event(error={"code": "x"}) + DONE) == []
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_nothing_comes_after_a_failure(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        assert [type(found) for found in decoder.feed(event(error={}) + delta("more") + DONE)] == [Failed]
+        assert decoder.feed(delta("more") + DONE) == []
+
+    @pytest.mark.parametrize("marker", [b"data: [DONE]\n\n", b"data:[DONE]\r\n\r\n", b"data: [DONE] \n\n"])
+    def test_the_marker(self, marker: bytes) -> None:
+        assert [type(found) for found in decoded(marker)] == [Done]
 
     def test_a_filter_that_stops_the_answer_is_an_end(self) -> None:
         results = {
@@ -192,7 +191,7 @@ class TestTheEnd:
             "odd": 7,
         }
         chunk = event(choices=[{"delta": {}, "finish_reason": "content_filter", "content_filter_results": results}])
-        (done,) = understood(chunk + DONE)
+        (done,) = decoded(chunk + DONE)
         assert isinstance(done, Done)
         assert done.finish_reason == "content_filter"
         assert done.content_filter == {
@@ -200,11 +199,37 @@ class TestTheEnd:
             "jailbreak": {"filtered": True, "detected": True},
         }
 
-    def test_an_end_without_done_is_a_cut(self) -> None:
-        completion = Completion()
-        completion.read(delta("all") + event(choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2}))
-        failed = completion.cut("why")
+    @pytest.mark.parametrize("results", [{}, None, [], "x", {"hate": {"filtered": False}}])
+    def test_a_filter_that_names_no_category(self, results: Any) -> None:
+        chunk = event(choices=[{"finish_reason": "content_filter", "content_filter_results": results}])
+        named = event(
+            choices=[{"finish_reason": "content_filter", "content_filter_results": {"hate": {"filtered": True}}}]
+        )
+        assert decoded(chunk + DONE) == [Done("content_filter", None, None, None, {})]
+        expected = Done("content_filter", None, None, None, {"hate": {"filtered": True}})
+        assert decoded(named + chunk + DONE) == [expected], "later results do not take it back"
+
+    def test_results_of_the_filter_do_not_matter_where_it_did_not_stop_the_answer(self) -> None:
+        results = {"hate": {"filtered": True}}
+        chunk = event(choices=[{"finish_reason": "stop", "content_filter_results": results}])
+        assert decoded(chunk + DONE) == [Done("stop", None, None, None, None)]
+
+
+class TestFailure:
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_a_connection_that_breaks(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        decoder.feed(delta("all") + event(choices=[], usage=USAGE))
+        failed = decoder.cut("why")
         assert (failed.problem.code, failed.reason, failed.usage) == ("upstream_interrupted", "why", Usage(1, 2))
+        assert decoder.feed(DONE) == []
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_an_end_without_the_marker_is_a_cut(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        decoder.feed(delta("all") + event(choices=[], usage=USAGE) + b"data: [DONE]\n")
+        reason = "the model service's answer ended without [DONE]"
+        assert decoder.end() == Failed(UPSTREAM_INTERRUPTED, reason, Usage(1, 2))
 
     @pytest.mark.parametrize(
         ("error", "code"),
@@ -214,32 +239,58 @@ class TestTheEnd:
             ({"code": 429}, "rate_limited"),
             ({"type": "rate_limit_exceeded"}, "rate_limited"),
             ({"code": "server_error"}, "upstream_error"),
+            ({"code": "context_length_exceeded"}, "context_length_exceeded"),
             ({}, "upstream_error"),
             ("text", "upstream_error"),
             (["a"], "upstream_error"),
+            (False, "upstream_error"),
             ({"code": {"a": 1}}, "upstream_error"),
         ],
         ids=str,
     )
     def test_an_error_in_the_stream(self, error: Any, code: str) -> None:
-        meanings = understood(delta("words") + event(error=error))
-        assert words(meanings) == "words"
-        assert isinstance(meanings[-1], Failed)
-        assert meanings[-1].problem.code == code
+        events = decoded(delta("words") + event(error=error))
+        assert text_of(events) == "words"
+        assert isinstance(events[-1], Failed)
+        assert events[-1].problem.code == code
 
-    def test_the_text_of_an_error_stays_here(self) -> None:
-        (failed,) = understood(event(error={"code": "a b\nforged line", "message": "SECRET", "type": "SECRET"}))
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_an_error_with_all_that_is_known(self, new_decoder: Callable[[], Decoder]) -> None:
+        reason = "the model service sent an error in the stream, code"
+        filtered = {"code": "content_filter", "innererror": {"content_filter_result": {"hate": {"filtered": True}}}}
+        for error, expected in (
+            ({"code": "429"}, Failed(RATE_LIMITED, f"{reason} 429", Usage(1, 2))),
+            (
+                {"code": "context_length_exceeded"},
+                Failed(CONTEXT_LENGTH_EXCEEDED, f"{reason} context_length_exceeded", Usage(1, 2)),
+            ),
+            ("text", Failed(UPSTREAM_ERROR, f"{reason} none", Usage(1, 2))),
+            (
+                filtered,
+                Failed(
+                    CONTENT_FILTER.with_content_filter({"hate": {"filtered": True}}),
+                    f"{reason} content_filter",
+                    Usage(1, 2),
+                ),
+            ),
+        ):
+            assert new_decoder().feed(event(error=error, usage=USAGE)) == [expected]
+
+    def test_the_text_of_an_error_is_not_repeated(self) -> None:
+        (failed,) = decoded(event(error={"code": "a b\nforged line", "message": "SECRET", "type": "SECRET"}))
         assert "SECRET" not in repr(failed)
         assert "forged" not in repr(failed)
 
-    def test_counts_that_can_not_be_read_take_no_words_away(self) -> None:
-        completion = Completion()
-        words = b'data: {"choices": [{"delta": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}\n\n'
-        assert [type(event) for event in completion.read(words + b"data: [DONE]\n\n")] == [Text, Done]
-        assert completion.usage is None
+    @pytest.mark.parametrize("usage", [{"prompt_tokens": "many"}, [], 1, "x", {"prompt_tokens": 1.5}])
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_unreadable_usage_takes_no_text_away(self, new_decoder: Callable[[], Decoder], usage: Any) -> None:
+        decoder = new_decoder()
+        chunk = event(choices=[{"delta": {"content": "x"}}], usage=usage)
+        assert [type(found) for found in decoder.feed(chunk + DONE)] in ([Text, Done], [Verbatim, Done])
+        assert decoder.usage is None
 
     @pytest.mark.parametrize(
-        "data",
+        "content",
         [
             b"{",
             b"[]",
@@ -250,7 +301,6 @@ class TestTheEnd:
             b'{"choices": "abc"}',
             b'{"choices": 5}',
             b'{"choices": [5]}',
-            b'{"choices": [{"delta": []}]}',
             b'{"choices": [{"delta": {"content": 5}}]}',
             b'{"choices": [{"delta": {"content": ["x"]}}]}',
             rb'{"choices": [{"delta": {"content": "\q"}}]}',
@@ -259,20 +309,49 @@ class TestTheEnd:
             b'{"choices": [{"delta": {"content": "a\ndata: forged"}}]}',
             b'{"choices": [' + b"[" * 100_000 + b"]}",
         ],
-        ids=range(17),
+        ids=range(16),
     )
-    def test_what_is_no_chunk_is_a_failure(self, data: bytes) -> None:
-        lines = b"".join(b"data: " + line + b"\n" for line in data.split(b"\n"))
-        meanings = understood(lines + b"\n")
-        assert len(meanings) == 1
-        assert isinstance(meanings[0], Failed)
-        assert meanings[0].problem.code == "upstream_error"
+    def test_what_is_not_a_chunk(self, content: bytes) -> None:
+        lines = b"".join(b"data: " + line + b"\n" for line in content.split(b"\n"))
+        events = decoded(lines + b"\n")
+        assert len(events) == 1
+        assert isinstance(events[0], Failed)
+        assert events[0].problem.code == "upstream_error"
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_the_reason_names_the_kind_of_error_and_nothing_else(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        decoder.feed(event(choices=[], usage=USAGE))
+        reason = "an event is not a chat completion chunk (JSONDecodeError)"
+        assert decoder.feed(b"data: SECRET\n\n") == [Failed(UPSTREAM_ERROR, reason, Usage(1, 2))]
+
+    @pytest.mark.parametrize("content", [b"5", b'["x"]', b"{}", b"true"])
+    def test_content_that_is_no_string(self, content: bytes) -> None:
+        (failed,) = decoded(b'data: {"choices": [{"delta": {"content": %b}}]}\n\n' % content)
+        assert failed == Failed(UPSTREAM_ERROR, "the content of a delta is not a string")
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_an_event_that_is_too_long(
+        self, new_decoder: Callable[[], Decoder], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
+        decoder = new_decoder()
+        assert decoder.feed(b"data: " + b"x" * 94) == []
+        reason = "an event is not a chat completion chunk (EventTooLongError)"
+        assert decoder.feed(b"x") == [Failed(UPSTREAM_ERROR, reason)]
+        assert decoder.feed(b"\n\n" + DONE) == []
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_a_chunk_that_is_nested_too_deeply(self, new_decoder: Callable[[], Decoder]) -> None:
+        nested = b'{"choices":[],"new":%b%b}' % (b"[" * 100_000, b"]" * 100_000)
+        (failed,) = new_decoder().feed(b"data: %b\n\n" % nested)
+        assert failed == Failed(UPSTREAM_ERROR, "an event is not a chat completion chunk (RecursionError)")
 
     @given(st.binary(max_size=300))
-    def test_no_bytes_harm_it(self, content: bytes) -> None:
-        for meaning in understood(b"data: " + content + b"\n\n", content, b"\n\n"):
-            if isinstance(meaning, Text):
-                assert isinstance(json.loads(meaning.json), str)
+    def test_any_bytes(self, content: bytes) -> None:
+        for found in decoded(b"data: " + content + b"\n\n", content, b"\n\n"):
+            if isinstance(found, Text):
+                assert isinstance(json.loads(found.json), str)
 
     @given(
         st.recursive(
@@ -287,18 +366,263 @@ class TestTheEnd:
             ),
         )
     )
-    def test_no_document_harms_it(self, document: Any) -> None:
-        for meaning in understood(event(choices=[document]) + b"data: " + json.dumps(document).encode() + b"\n\n"):
-            if isinstance(meaning, Text):
-                assert isinstance(json.loads(meaning.json), str)
+    def test_any_document(self, document: Any) -> None:
+        for found in decoded(event(choices=[document]) + b"data: " + json.dumps(document).encode() + b"\n\n"):
+            if isinstance(found, Text):
+                assert isinstance(json.loads(found.json), str)
 
 
-class TestBytesThatAreNotUtf8:
+class TestInvalidUtf8:
     @pytest.mark.parametrize(
         ("raw", "text"), [(b"caf\xe9 x", "caf\ufffd x"), (b"\xff\xfe", "\ufffd\ufffd"), (b"caf\xc3", "caf\ufffd")]
     )
-    def test_they_become_replacement_characters(self, raw: bytes, text: str) -> None:
-        assert words(understood(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % raw)) == text
+    def test_it_becomes_replacement_characters(self, raw: bytes, text: str) -> None:
+        assert text_of(decoded(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % raw)) == text
 
-    def test_elsewhere_they_do_not_matter(self) -> None:
-        assert words(understood(b'data: {"model":"\xff","choices":[{"delta":{"content":"a"}}]}\n\n')) == "a"
+    def test_elsewhere_it_does_not_matter(self) -> None:
+        assert text_of(decoded(b'data: {"model":"\xff","choices":[{"delta":{"content":"a"}}]}\n\n')) == "a"
+
+
+class TestHalfSurrogatePairs:
+    """The strict parser refuses half a surrogate pair, escaped; such a chunk is read by a second parser."""
+
+    def test_the_rest_of_the_chunk_is_read_as_usual(self) -> None:
+        decoder = TextDecoder()
+        events = decoder.feed(
+            b'data: {"id":"c","model":"m","usage":{"prompt_tokens":1,"completion_tokens":2},"choices":['
+            b'{"index":1,"delta":{"content":"other \\ud83c"}},'
+            b'{"delta":{"refusal":"b","content":"a\\ud83c"}},'
+            b'{"delta":null,"finish_reason":"stop"}]}\n\n'
+        )
+        assert events == [Text(b'"a\\ud83cb"')]
+        assert (decoder.id, decoder.model, decoder.finish_reason) == ("c", "m", "stop")
+        assert (decoder.usage, decoder.deltas) == (Usage(1, 2), 2)
+
+    def test_in_both_strings_of_a_delta(self) -> None:
+        events = decoded(b'data: {"choices":[{"delta":{"refusal":"\\udf3f","content":"\\ud83c"}}]}\n\n')
+        assert events == [Text(b'"\\ud83c\\udf3f"')]
+
+    @pytest.mark.parametrize(
+        "members",
+        [b'"id":20260608123456', b'"model":["m"]', b'"id":null,"model":null', b'"object":5,"created":"soon"'],
+    )
+    def test_members_that_are_not_needed_may_be_anything(self, members: bytes) -> None:
+        (text,) = decoded(b'data: {%b,"choices":[{"index":null,"delta":{"content":"a"}},{"delta":[]}]}\n\n' % members)
+        assert text == Text(b'"a"')
+
+    def test_outside_of_the_text(self) -> None:
+        events = decoded(b'data: {"x":"\\ud83c","choices":[{"delta":{"content":"a"}}]}\n\n')
+        assert text_of(events) == "a"
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b'["\\ud83c"]',
+            b'{"choices":["\\ud83c"]}',
+            b'{"choices":5,"x":"\\ud83c"}',
+            b'{"choices":{"\\ud83c":1}}',
+        ],
+    )
+    def test_what_is_not_a_chunk(self, content: bytes) -> None:
+        (failed,) = decoded(b"data: %b\n\n" % content)
+        assert isinstance(failed, Failed)
+        assert failed.problem is UPSTREAM_ERROR
+
+
+ROLE = event(choices=[{"delta": {"role": "assistant", "content": "", "refusal": None, "tool_calls": [], "x": {}}}])
+REPORT = event(choices=[], prompt_filter_results=[])
+COUNTS = event(choices=[], usage=USAGE)
+
+
+class TestVerbatim:
+    def test_events_are_passed_on_as_they_came(self) -> None:
+        chunk = (
+            b'data: {"choices": [ {"delta":{"content":"a"}} ], "new": 1.50}\r\n\r\n: comment\n\ndata: {\ndata: }\n\n'
+        )
+        assert verbatim(chunk) == [Verbatim(b"", [b'{"choices": [ {"delta":{"content":"a"}} ], "new": 1.50}', b"{\n}"])]
+
+    def test_events_that_arrived_together_are_one(self) -> None:
+        stream = delta("a") + delta("b")
+        assert verbatim(stream) == [Verbatim(b"", data(stream))]
+
+    def test_nothing_is_held_back_once_there_is_output(self) -> None:
+        decoder = VerbatimDecoder()
+        for chunk in (delta("a"), REPORT, ROLE, delta("b")):
+            assert decoder.feed(chunk) == [Verbatim(b"", data(chunk))]
+
+    def test_what_precedes_the_output_is_held_until_it(self) -> None:
+        decoder = VerbatimDecoder()
+        assert decoder.feed(REPORT) == decoder.feed(ROLE) == []
+        assert decoder.feed(delta("a")) == [Verbatim(b"", data(REPORT + ROLE + delta("a")))]
+        assert decoder.deltas == 1
+
+    def test_it_is_passed_on_with_an_end_without_output(self) -> None:
+        finish = event(choices=[{"delta": {}, "finish_reason": "content_filter"}])
+        stream = REPORT + ROLE + finish
+        assert verbatim(stream, DONE) == [
+            Verbatim(b"", data(stream)),
+            Done("content_filter", None, None, None),
+        ]
+
+    def test_it_is_dropped_with_a_failure_without_output(self) -> None:
+        events = verbatim(REPORT + ROLE, event(error={"code": "429"}))
+        assert [type(found) for found in events] == [Failed]
+
+    def test_output_that_arrived_with_a_failure_is_passed_on(self) -> None:
+        events = verbatim(ROLE + delta("a") + event(error={"code": "429"}))
+        assert events[0] == Verbatim(b"", data(ROLE + delta("a")))
+        assert [type(found) for found in events] == [Verbatim, Failed]
+
+    @pytest.mark.parametrize(
+        "output",
+        [
+            {"content": "a"},
+            {"refusal": "a"},
+            {"tool_calls": [{"index": 0}]},
+            {"role": "assistant", "unknown": 0},
+            {"reasoning": " "},
+        ],
+    )
+    def test_any_member_of_a_delta_but_the_role_is_output(self, output: dict[str, Any]) -> None:
+        decoder = VerbatimDecoder()
+        chunk = event(choices=[{"delta": None}, {"delta": output}])
+        assert decoder.feed(chunk) == [Verbatim(b"", data(chunk))]
+        assert decoder.deltas == 1
+
+    def test_output_is_counted_once_for_each_choice(self) -> None:
+        decoder = VerbatimDecoder()
+        both = {"delta": {"content": "a", "refusal": "b"}}
+        decoder.feed(event(choices=[both, {"delta": {"role": "assistant"}}, both]))
+        assert decoder.deltas == 2
+
+    def test_the_usage_is_kept_apart(self) -> None:
+        stream = delta("a") + COUNTS + REPORT
+        assert verbatim(stream) == [
+            Verbatim(b"", data(delta("a"))),
+            Verbatim(b"", data(COUNTS), usage=True),
+            Verbatim(b"", data(REPORT)),
+        ]
+        assert verbatim(delta("a") + COUNTS + COUNTS)[1:] == [Verbatim(b"", data(COUNTS) * 2, usage=True)]
+
+    def test_an_event_with_choices_is_not_the_usage_alone(self) -> None:
+        chunk = event(choices=[{"delta": {"content": "a"}}], usage=USAGE)
+        assert verbatim(chunk) == [Verbatim(b"", data(chunk))]
+
+    @pytest.mark.parametrize("chunk", [event(usage=USAGE), event(choices=None, usage=USAGE)])
+    def test_an_event_without_choices_is(self, chunk: bytes) -> None:
+        assert verbatim(delta("a"), chunk)[1] == Verbatim(b"", data(chunk), usage=True)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b'{"choices":[{"delta":{"content":"\\ud83c"}}]}',
+            b'{"choices":5}',
+            b'{"choices":[{"delta":[]}]}',
+            b'{"id":1}',
+        ],
+    )
+    def test_any_json_object_counts_as_output(self, content: bytes) -> None:
+        decoder = VerbatimDecoder()
+        assert decoder.feed(b"data: %b\n\n" % content) == [Verbatim(b"", [content])]
+        assert (decoder.deltas, decoder.id, decoder.finish_reason) == (1, None, None)
+
+    def test_invalid_utf8_where_it_is_not_read(self) -> None:
+        content = b'{"choices":[],"new":"\xff"}'
+        assert verbatim(b"data: %b\n\n" % content, delta("a")) == [Verbatim(b"", [content, *data(delta("a"))])]
+
+    @pytest.mark.parametrize("content", [b"[]", b"5", b'["\\ud83c"]', b"<html>", b"[" * 100_000])
+    def test_what_is_no_json_object_is_a_failure(self, content: bytes) -> None:
+        (failed,) = verbatim(b"data: %b\n\n" % content)
+        assert isinstance(failed, Failed)
+        assert failed.problem is UPSTREAM_ERROR
+        assert failed.reason.startswith("an event is not a chat completion chunk (")
+
+    def test_an_answer_without_output_is_given_up(self) -> None:
+        decoder = VerbatimDecoder()
+        chunk = b'data: {"choices":[],"filler":"%b"}\n\n' % (b"x" * 1_000_000)
+        events = [found for _ in range(40) for found in decoder.feed(chunk)]
+        assert [type(found) for found in events] == [Failed]
+
+    def test_its_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        size = len(data(REPORT)[0])
+        monkeypatch.setattr(chat_decoders, "MAX_EVENT_BYTES", 3 * size)
+        decoder = VerbatimDecoder()
+        assert [decoder.feed(REPORT) for _ in range(3)] == [[], [], []]
+        assert decoder.feed(REPORT) == [Failed(UPSTREAM_ERROR, "the model service's answer has no output")]
+        with_output = VerbatimDecoder()
+        assert [with_output.feed(REPORT) for _ in range(3)] == [[], [], []]
+        assert [type(found) for found in with_output.feed(delta("a"))] == [Verbatim]
+        assert all(with_output.feed(REPORT) for _ in range(9)), "there is no limit after the first output"
+
+
+class TestDocument:
+    def end(self, document: bytes) -> Done | Failed:
+        decoder = DocumentDecoder()
+        assert decoder.feed(document) == []
+        return decoder.end()
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            b'{"choices": null, "id": "x"}',
+            b'{"choices": [], "usage": {"prompt_tokens": 1.5}}',
+            b'{"choices": [{"message": {"content": "\\ud83d"}}]}',
+            b'{"choices": "odd"}',
+        ],
+    )
+    def test_it_is_passed_on_even_if_not_all_of_it_can_be_read(self, document: bytes) -> None:
+        end = self.end(document)
+        assert isinstance(end, Done)
+        assert end.document == document
+
+    def test_what_can_be_read_of_it_is(self) -> None:
+        document = (
+            b' {"id": "c", "model": "m", "choices": [{"finish_reason": "length"}, {"finish_reason": "stop"}],'
+            b'"usage": {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 1}}}'
+        )
+        decoder = DocumentDecoder()
+        assert decoder.media_type == "application/json"
+        assert decoder.feed(document[:50]) == decoder.feed(document[50:]) == []
+        assert (decoder.id, decoder.usage, decoder.deltas) == (None, None, 0)
+        assert decoder.end() == Done("length", "m", Usage(3, 4, None, 1), "c", document=document)
+        assert (decoder.id, decoder.model, decoder.finish_reason) == ("c", "m", "length")
+        assert decoder.usage == Usage(3, 4, None, 1)
+
+    def test_a_document_that_can_not_be_read(self) -> None:
+        document = b'{"id": "\\ud83d", "model": "m", "choices": [{"finish_reason": "stop"}]}'
+        assert self.end(document) == Done(None, None, None, None, document=document)
+
+    @pytest.mark.parametrize("document", [b"", b"<html>", b"[]", b"{"])
+    def test_what_is_no_document(self, document: bytes) -> None:
+        assert isinstance(self.end(document), Failed)
+
+    def test_the_reason_names_the_kind_of_error(self) -> None:
+        reason = "the model service's answer is not a chat completion"
+        assert self.end(b"SECRET") == Failed(UPSTREAM_ERROR, f"{reason} (DecodeError)")
+        assert self.end(b'"\xff') == Failed(UPSTREAM_ERROR, f"{reason} (DecodeError)")
+        assert self.end(b"[]") == Failed(UPSTREAM_ERROR, f"{reason} (ValidationError)")
+
+    def test_a_document_that_is_nested_too_deeply(self) -> None:
+        reason = "the model service's answer is not a chat completion (RecursionError)"
+        assert self.end(b'{"new":' * 100_000) == Failed(UPSTREAM_ERROR, reason)
+
+    def test_its_usage_is_read(self) -> None:
+        end = self.end(b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": -4}}')
+        assert isinstance(end, Done)
+        assert end.usage == Usage(3, 0)
+        negative = self.end(b'{"usage": {"prompt_tokens": -3, "completion_tokens": 1}}')
+        assert isinstance(negative, Done)
+        assert negative.usage == Usage(0, 1)
+        assert self.end(b'{"usage": null}') == Done(None, None, None, None, document=b'{"usage": null}')
+
+    def test_its_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert chat_decoders._MAX_DOCUMENT_BYTES == 64 * 1024 * 1024
+        monkeypatch.setattr(chat_decoders, "_MAX_DOCUMENT_BYTES", 10)
+        decoder = DocumentDecoder()
+        assert decoder.feed(b"x" * 10) == []
+        assert decoder.feed(b"x") == [Failed(UPSTREAM_ERROR, "the model service's answer is longer than 10 bytes")]
+
+    def test_a_connection_that_breaks(self) -> None:
+        decoder = DocumentDecoder()
+        decoder.feed(b'{"id": "c"}')
+        assert decoder.cut("why") == Failed(UPSTREAM_INTERRUPTED, "why")

@@ -1,4 +1,4 @@
-"""What a caller assembles equals what the model produced, in every format."""
+"""The text that a caller assembles equals what the model produced, in every format; the exact bytes of each format."""
 
 import json
 from typing import Any
@@ -7,43 +7,53 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay import formats
-from relay.completion import Completion, Done, Failed, Text, Usage
 from relay.problems import UPSTREAM_INTERRUPTED
+from relay.streaming.events import Done, Encoder, Failed, Text
+from relay.usage import Usage
+from relay.wires.chat_decoders import TextDecoder
+from relay.wires.stream_encoders import (
+    JSONDocumentEncoder,
+    NDJSONEncoder,
+    PlainTextEncoder,
+    SSEEncoder,
+    encoder_for,
+)
 
 DONE = Done("stop", "model-1", Usage(1, 2), "id-1")
+FAILED = Failed(UPSTREAM_INTERRUPTED, "for the log only", Usage(3, 4))
 USAGE = {"input_tokens": 1, "output_tokens": 2}
 
 # Lone surrogates included: a model's tokens may end in half of a pair.
 TOKENS = st.lists(st.text(st.characters(), max_size=12), max_size=12)
 
 
-def every_format() -> dict[str, formats.Format]:
+def new_encoders() -> dict[str, Encoder]:
     return {
-        "sse": formats.ServerSentEvents(),
-        "ndjson": formats.NewlineDelimitedJson("application/x-ndjson"),
-        "plain": formats.PlainText(),
-        "document": formats.JsonDocument(),
+        "sse": SSEEncoder(),
+        "ndjson": NDJSONEncoder("application/x-ndjson"),
+        "plain": PlainTextEncoder(),
+        "document": JSONDocumentEncoder(),
     }
 
 
-def sent(form: formats.Format, tokens: list[str], *, ascii_only: bool, done: Done = DONE) -> bytes:
-    """What goes out when the model produces these tokens."""
+def sent(encoder: Encoder, tokens: list[str], *, ascii_only: bool, done: Done = DONE) -> bytes:
+    """What is sent to the caller when the model produces these tokens."""
     content = b""
     for token in tokens:
         chunk = json.dumps({"choices": [{"delta": {"content": token}}]}, ensure_ascii=ascii_only)
-        for meaning in Completion().read(f"data: {chunk}\n\n".encode(errors="surrogatepass")):
-            assert isinstance(meaning, Text)
-            content += form.text(meaning)
-    return content + form.done(done)
+        for event in TextDecoder().feed(f"data: {chunk}\n\n".encode(errors="surrogatepass")):
+            assert isinstance(event, Text)
+            content += encoder.text(event)
+    return content + encoder.done(done)
 
 
-def whole(text: str, errors: str = "surrogatepass") -> str:
+def joined(text: str, errors: str = "surrogatepass") -> str:
+    """The text with the halves of surrogate pairs put together."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", errors)
 
 
-def heard_sse(content: bytes) -> list[tuple[str, Any]]:
-    """By the rules of the standard, as simply as can be, for what ends its lines with LF."""
+def parsed_sse(content: bytes) -> list[tuple[str, Any]]:
+    """By the rules of the standard, as simply as possible, for streams whose lines end in LF."""
     assert b"\r" not in content
     *blocks, rest = content.split(b"\n\n")
     assert rest == b""
@@ -58,68 +68,157 @@ def heard_sse(content: bytes) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
-class TestTheWords:
+class TestText:
     def tokens(self, tokens: list[str], ascii_only: bool) -> list[str]:
         # Half a surrogate pair can only be sent escaped.
         return tokens if ascii_only else [token.encode(errors="ignore").decode() for token in tokens]
 
     @given(tokens=TOKENS)
-    def test_as_server_sent_events(self, ascii_only: bool, tokens: list[str]) -> None:
+    def test_server_sent_events(self, ascii_only: bool, tokens: list[str]) -> None:
         tokens = self.tokens(tokens, ascii_only)
-        *texts, last = heard_sse(sent(formats.ServerSentEvents(), tokens, ascii_only=ascii_only))
+        *texts, last = parsed_sse(sent(SSEEncoder(), tokens, ascii_only=ascii_only))
         assert {name for name, _ in texts} <= {"message"}
-        assert whole("".join(members["text"] for _, members in texts)) == whole("".join(tokens))
+        assert joined("".join(members["text"] for _, members in texts)) == joined("".join(tokens))
         assert last == ("done", {"finish_reason": "stop", "model": "model-1", "usage": USAGE, "id": "id-1"})
 
     @given(tokens=TOKENS)
-    def test_as_lines_for_every_idea_of_a_line(self, ascii_only: bool, tokens: list[str]) -> None:
+    def test_ndjson_by_any_definition_of_a_line(self, ascii_only: bool, tokens: list[str]) -> None:
         tokens = self.tokens(tokens, ascii_only)
-        content = sent(formats.NewlineDelimitedJson("application/jsonl"), tokens, ascii_only=ascii_only)
+        content = sent(NDJSONEncoder("application/jsonl"), tokens, ascii_only=ascii_only)
         lines = content.decode().splitlines()
         assert lines == content.decode().split("\n")[:-1]
         *texts, last = [json.loads(line) for line in lines]
         assert {line["type"] for line in texts} <= {"text"}
-        assert whole("".join(line["text"] for line in texts)) == whole("".join(tokens))
+        assert joined("".join(line["text"] for line in texts)) == joined("".join(tokens))
         assert last == {"type": "done", "finish_reason": "stop", "model": "model-1", "usage": USAGE, "id": "id-1"}
 
     @given(tokens=TOKENS)
-    def test_as_plain_text(self, ascii_only: bool, tokens: list[str]) -> None:
+    def test_plain_text(self, ascii_only: bool, tokens: list[str]) -> None:
         tokens = self.tokens(tokens, ascii_only)
-        content = sent(formats.PlainText(), tokens, ascii_only=ascii_only)
-        assert content.decode() == whole("".join(tokens), "replace")
+        content = sent(PlainTextEncoder(), tokens, ascii_only=ascii_only)
+        assert content.decode() == joined("".join(tokens), "replace")
 
     @given(tokens=TOKENS)
-    def test_as_one_document(self, ascii_only: bool, tokens: list[str]) -> None:
+    def test_one_document(self, ascii_only: bool, tokens: list[str]) -> None:
         tokens = self.tokens(tokens, ascii_only)
-        document = json.loads(sent(formats.JsonDocument(), tokens, ascii_only=ascii_only))
-        assert whole(document.pop("text")) == whole("".join(tokens))
+        document = json.loads(sent(JSONDocumentEncoder(), tokens, ascii_only=ascii_only))
+        assert joined(document.pop("text")) == joined("".join(tokens))
         assert document == {"finish_reason": "stop", "model": "model-1", "usage": USAGE, "id": "id-1"}
 
 
-@pytest.mark.parametrize("form", every_format())
-def test_each_text_goes_out_at_once(form: str) -> None:
-    writer = every_format()[form]
-    out = [writer.text(Text(b'"%b"' % token)) for token in (b"one", b"two")]
-    if writer.whole:
+@pytest.mark.parametrize("name", new_encoders())
+def test_each_text_is_sent_at_once(name: str) -> None:
+    encoder = new_encoders()[name]
+    out = [encoder.text(Text(b'"%b"' % token)) for token in (b"one", b"two")]
+    if encoder.whole:
         assert out == [b"", b""]
     else:
         assert b"one" in out[0]
         assert b"two" in out[1]
 
 
-def test_half_a_pair_waits_for_the_other_in_plain_text() -> None:
-    form = formats.PlainText()
-    assert form.text(Text(b'"a\\ud83c"')) == b"a"
-    assert form.text(Text(b'"\\udf3fb"')) == "\U0001f33fb".encode()
-    assert form.text(Text(b'"\\ud83c"')) == b""
-    assert form.done(DONE) == "\ufffd".encode()
+def test_the_properties_of_each_format() -> None:
+    assert {name: (it.media_type, it.whole, it.ping) for name, it in new_encoders().items()} == {
+        "sse": ("text/event-stream; charset=utf-8", False, b": ping\n\n"),
+        "ndjson": ("application/x-ndjson", False, b""),
+        "plain": ("text/plain; charset=utf-8", False, b""),
+        "document": ("application/json", True, b""),
+    }
+
+
+class TestExactBytes:
+    DONE_MEMBERS = b'"finish_reason":"stop","model":"model-1","usage":{"input_tokens":1,"output_tokens":2},"id":"id-1"'
+    FAILED_MEMBERS = (
+        b'"title":"The answer was cut off","status":502,"detail":"%b","code":"upstream_interrupted",'
+        b'"request_id":"request-1","usage":{"input_tokens":3,"output_tokens":4}}' % UPSTREAM_INTERRUPTED.detail.encode()
+    )
+
+    def test_server_sent_events(self) -> None:
+        encoder = SSEEncoder()
+        assert encoder.text(Text(b'"a\\n\xc3\xa9"')) == b'data: {"text":"a\\n\xc3\xa9"}\n\n'
+        assert encoder.done(DONE) == b"event: done\ndata: {%b}\n\n" % self.DONE_MEMBERS
+        assert encoder.failed(FAILED, "request-1") == (
+            b'event: error\ndata: {"type":"urn:problem-type:upstream_interrupted",%b\n\n' % self.FAILED_MEMBERS
+        )
+
+    def test_ndjson(self) -> None:
+        encoder = NDJSONEncoder("application/jsonl")
+        assert encoder.media_type == "application/jsonl"
+        assert encoder.text(Text(b'"a\\n\xc3\xa9"')) == b'{"type":"text","text":"a\\n\xc3\xa9"}\n'
+        assert encoder.done(DONE) == b'{"type":"done",%b}\n' % self.DONE_MEMBERS
+        assert encoder.failed(FAILED, "request-1") == b'{"type":"error",%b\n' % self.FAILED_MEMBERS
+
+    def test_plain_text(self) -> None:
+        encoder = PlainTextEncoder()
+        assert encoder.text(Text(b'"a\\n\xc3\xa9"')) == b"a\n\xc3\xa9"
+        assert encoder.text(Text(b'""')) == b""
+        assert encoder.done(DONE) == b""
+        assert encoder.failed(FAILED, "request-1") is None
+
+    def test_one_document(self) -> None:
+        encoder = JSONDocumentEncoder()
+        assert encoder.text(Text(b'"a\\n"')) == encoder.text(Text(b'"\xc3\xa9"')) == b""
+        assert encoder.done(DONE) == b'{"text":"a\\n\xc3\xa9",%b}\n' % self.DONE_MEMBERS
+        assert encoder.failed(FAILED, "request-1") is None
+
+    def test_what_is_unknown_is_null_and_what_does_not_apply_is_left_out(self) -> None:
+        unknown = Done(None, None, None, None)
+        members = b'{"finish_reason":null,"model":null,"usage":null,"id":null}'
+        assert SSEEncoder().done(unknown) == b"event: done\ndata: %b\n\n" % members
+        failed = SSEEncoder().failed(Failed(UPSTREAM_INTERRUPTED, "x"), "request-1")
+        assert failed.endswith(b'"request_id":"request-1"}\n\n')
+
+    def test_the_categories_of_the_content_filter(self) -> None:
+        done = Done("content_filter", None, None, None, {})
+        assert SSEEncoder().done(done).endswith(b',"id":null,"content_filter":{}}\n\n')
+
+    @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+    def test_characters_that_some_readers_take_for_line_breaks_are_escaped(self, character: str) -> None:
+        raw, escaped = character.encode(), b"\\u%04x" % ord(character)
+        text = Text(b'"a%bb%bc"' % (raw, raw))
+        assert SSEEncoder().text(text) == b'data: {"text":"a%bb%bc"}\n\n' % (escaped, escaped)
+        assert NDJSONEncoder("x").text(text) == b'{"type":"text","text":"a%bb%bc"}\n' % (escaped, escaped)
+        named = Done(None, character, None, None)
+        assert b'"model":"%b"' % escaped in SSEEncoder().done(named)
+        assert b'"model":"%b"' % escaped in NDJSONEncoder("x").done(named)
+        problem = Failed(UPSTREAM_INTERRUPTED.with_detail(character), "x")
+        assert b'"detail":"%b"' % escaped in SSEEncoder().failed(problem, "request-1")
+        assert b'"detail":"%b"' % escaped in NDJSONEncoder("x").failed(problem, "request-1")
+
+
+class TestSurrogatePairsInPlainText:
+    def test_the_first_half_waits_for_the_second(self) -> None:
+        encoder = PlainTextEncoder()
+        assert encoder.text(Text(b'"a\\ud83c"')) == b"a"
+        assert encoder.text(Text(b'"\\udf3fb"')) == "\U0001f33fb".encode()
+        assert encoder.text(Text(b'"\\ud83c"')) == b""
+        assert encoder.done(DONE) == "\ufffd".encode()
+        assert encoder.done(DONE) == b""
+
+    @pytest.mark.parametrize("first", ["d800", "dbff"])
+    def test_every_first_half_is_held_back(self, first: str) -> None:
+        encoder = PlainTextEncoder()
+        assert encoder.text(Text(b'"a\\u%b"' % first.encode())) == b"a"
+        assert encoder.text(Text(b'"\\udc00"')) == chr(0x10000 + ((int(first, 16) - 0xD800) << 10)).encode()
+
+    @pytest.mark.parametrize("character", ["\\ud7ff", "\\udc00", "\\ue000"])
+    def test_nothing_else_is(self, character: str) -> None:
+        encoder = PlainTextEncoder()
+        expected = {"\\ud7ff": "\ud7ff", "\\udc00": "\ufffd", "\\ue000": "\ue000"}[character]
+        assert encoder.text(Text(b'"a%b"' % character.encode())) == f"a{expected}".encode()
+        assert encoder.done(DONE) == b""
+
+    def test_a_first_half_without_a_second(self) -> None:
+        encoder = PlainTextEncoder()
+        assert encoder.text(Text(b'"\\ud83c"')) == b""
+        assert encoder.text(Text(b'"b"')) == "\ufffdb".encode()
 
 
 @given(
     name=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     reason=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
 )
-def test_a_terminal_event_is_one_line_whatever_the_model_service_calls_itself(name: str, reason: str) -> None:
+def test_a_terminal_event_is_one_line_with_any_text_in_it(name: str, reason: str) -> None:
     done = Done(reason, name, None, name, {"violence": {"filtered": True}})
     expected = {
         "finish_reason": reason,
@@ -128,57 +227,58 @@ def test_a_terminal_event_is_one_line_whatever_the_model_service_calls_itself(na
         "id": name,
         "content_filter": {"violence": {"filtered": True}},
     }
-    assert heard_sse(formats.ServerSentEvents().done(done)) == [("done", expected)]
-    (line,) = formats.NewlineDelimitedJson("x").done(done).decode().splitlines()
+    assert parsed_sse(SSEEncoder().done(done)) == [("done", expected)]
+    (line,) = NDJSONEncoder("x").done(done).decode().splitlines()
     assert json.loads(line) == {"type": "done", **expected}
-    assert json.loads(formats.JsonDocument().done(done)) == {"text": "", **expected}
+    assert json.loads(JSONDocumentEncoder().done(done)) == {"text": "", **expected}
 
 
-def test_a_failure_says_the_problem_and_the_usage() -> None:
-    failed = Failed(UPSTREAM_INTERRUPTED, "for the log only", Usage(3, 4))
-    ((name, members),) = heard_sse(formats.ServerSentEvents().failed(failed, "request-1"))
+def test_a_failure_holds_the_problem_and_the_usage() -> None:
+    ((name, members),) = parsed_sse(SSEEncoder().failed(FAILED, "request-1"))
     assert name == "error"
     assert members == UPSTREAM_INTERRUPTED.members("request-1") | {"usage": {"input_tokens": 3, "output_tokens": 4}}
-    line = formats.NewlineDelimitedJson("x").failed(failed, "request-1")
-    assert line is not None
+    line = NDJSONEncoder("x").failed(FAILED, "request-1")
     assert json.loads(line) == members | {"type": "error"}
     assert b"for the log only" not in line
-    assert formats.PlainText().failed(failed, "request-1") is None
-
-
-def test_a_ping_is_a_comment() -> None:
-    assert formats.ServerSentEvents().ping == b": ping\n\n"
-    assert {form: every_format()[form].ping for form in ("ndjson", "plain", "document")} == {
-        "ndjson": b"",
-        "plain": b"",
-        "document": b"",
-    }
+    assert PlainTextEncoder().failed(FAILED, "request-1") is None
 
 
 @pytest.mark.parametrize(
     ("accept", "kind"),
     [
-        (None, formats.ServerSentEvents),
-        ("", formats.ServerSentEvents),
-        ("application/json", formats.ServerSentEvents),
-        ("*/*", formats.ServerSentEvents),
-        ("text/*", formats.ServerSentEvents),
-        ("text/plain", formats.PlainText),
-        (" Text/Plain ; charset=utf-8 ; q=0.5 ", formats.PlainText),
-        ("application/json, text/plain;q=0.1", formats.PlainText),
-        ("text/plain;q=0.5, application/jsonl;q=0.6", formats.NewlineDelimitedJson),
-        ("text/plain;q=0", formats.ServerSentEvents),
-        ("text/plain;q=x", formats.ServerSentEvents),
-        ("text/plain;q=nan", formats.ServerSentEvents),
-        ("text/plain;q=-1", formats.ServerSentEvents),
-        ("text/plainer", formats.ServerSentEvents),
-        (",;=\x00\u00e9", formats.ServerSentEvents),
+        (None, SSEEncoder),
+        ("", SSEEncoder),
+        ("application/json", SSEEncoder),
+        ("*/*", SSEEncoder),
+        ("text/*", SSEEncoder),
+        ("text/plain", PlainTextEncoder),
+        (" Text/Plain ; charset=utf-8 ; q=0.5 ", PlainTextEncoder),
+        ("application/json, text/plain;q=0.1", PlainTextEncoder),
+        ("text/plain;q=0.5, application/jsonl;q=0.6", NDJSONEncoder),
+        ("text/plain;q=0.6, application/jsonl;q=0.5", PlainTextEncoder),
+        ("text/plain, application/jsonl", PlainTextEncoder),
+        ("text/plain;q=0.5, application/x-ndjson", NDJSONEncoder),
+        ("text/plain;Q = 0.5, text/event-stream;q=0.6", SSEEncoder),
+        ("text/plain;x=1;q=0, application/jsonl;q=0.1", NDJSONEncoder),
+        ("text/plain;q=0", SSEEncoder),
+        ("text/plain;q=x", SSEEncoder),
+        ("text/plain;q", SSEEncoder),
+        ("text/plain;q=x;q=1", SSEEncoder),
+        ("text/plain;q=nan", SSEEncoder),
+        ("text/plain;q=-1", SSEEncoder),
+        ("text/plainer", SSEEncoder),
+        (",;=\x00\u00e9", SSEEncoder),
     ],
 )
-def test_what_accept_asks_for(accept: str | None, kind: type) -> None:
-    assert isinstance(formats.choose(accept), kind)
+def test_accept(accept: str | None, kind: type) -> None:
+    assert isinstance(encoder_for(accept), kind)
+
+
+@pytest.mark.parametrize("media_type", ["application/x-ndjson", "application/jsonl"])
+def test_ndjson_is_answered_under_the_name_that_was_asked_for(media_type: str) -> None:
+    assert encoder_for(f"{media_type.upper()};q=0.2").media_type == media_type
 
 
 @given(st.text())
-def test_no_accept_harms(accept: str) -> None:
-    assert formats.choose(accept).media_type
+def test_any_accept_header_selects_an_encoder(accept: str) -> None:
+    assert encoder_for(accept).media_type

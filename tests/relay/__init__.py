@@ -1,0 +1,1 @@
+"""Tests of `relay`; the modules mirror its own."""
