@@ -235,7 +235,7 @@ class TestSecrets:
         async def token() -> str:
             return "token-1"
 
-        message = {"message": "the-key None none"}
+        message = {"message": "the-key None none. (  ) "}
         assert await self.cleaned(message, credential=token) == message
 
     async def test_only_identifiers_are_kept_beside_the_message(self) -> None:

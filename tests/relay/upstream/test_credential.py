@@ -89,6 +89,14 @@ class TestFetching:
         assert fake.identities == [Identity("managed", "the-scope")]
 
     @virtual_time
+    async def test_the_first_request_waits_for_it_at_any_time_of_day(
+        self, fake: FakeCredential, token: EntraToken, clock: SimpleNamespace
+    ) -> None:
+        clock.now = 0.25
+        fake.delay = 0.1
+        assert await token() == "token-1"
+
+    @virtual_time
     async def test_the_credential_is_created_once_and_with_the_first_request(
         self, fake: FakeCredential, token: EntraToken, clock: SimpleNamespace
     ) -> None:
@@ -280,13 +288,17 @@ class TestClosing:
 
     @virtual_time
     async def test_a_fetch_under_way_is_cancelled(self, fake: FakeCredential, token: EntraToken) -> None:
+        errors: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
         fake.delay = 5.0
         waiting = asyncio.create_task(token())
         await settle()
         await token.close()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        await settle()
         assert fake.closed == 1
+        assert errors == []
 
 
 class TestKindsOfCredential:

@@ -2,6 +2,7 @@
 
 import datetime
 import email.utils
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import Any
 
@@ -303,3 +304,10 @@ def test_which_failures_another_backend_may_make_good(problem: Problem) -> None:
     assert retryable(problem) is expected
     assert retryable(problem.with_detail("Another detail.")) is expected
     assert Refusal(problem, "a reason").retryable is expected
+
+
+def test_a_refusal_without_a_response() -> None:
+    refusal = Refusal(UPSTREAM_ERROR, "a reason")
+    assert (refusal.retry_after, refusal.status) == (None, None)
+    with pytest.raises(FrozenInstanceError):
+        refusal.reason = "another"  # type: ignore[misc]

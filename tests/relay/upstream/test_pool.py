@@ -147,6 +147,14 @@ class TestCoolDown:
         assert failover.outcome().problem.code == RATE_LIMITED.code
         assert failover.outcome().problem.retry_after == 100
 
+    def test_of_two_equal_requests_the_first_counts(self, clock: Clock) -> None:
+        (backend,) = backends(clock, 1)
+        backend.record_refusal(replace(busy(30), reason="first"))
+        backend.record_refusal(replace(busy(30), reason="second"))
+        cooling_down = backend.cooling_down()
+        assert cooling_down is not None
+        assert cooling_down.reason.startswith("first; ")
+
     def test_a_success_does_not_end_it(self, clock: Clock) -> None:
         (backend,) = backends(clock, 1)
         backend.record_refusal(busy(30))
@@ -192,6 +200,15 @@ class TestProbation:
         backend.record_refusal(BROKEN)
         clock.now += 1.75
         assert backend.rank()[0]
+
+    def test_a_clock_that_has_just_begun(self, clock: Clock) -> None:
+        clock.now = 0.25
+        (backend,) = backends(clock, 1)
+        assert not backend.rank()[0]
+        backend.record_refusal(BROKEN)
+        assert backend.rank()[0]
+        backend.record_success()
+        assert not backend.rank()[0]
 
     def test_a_success_ends_it(self, clock: Clock) -> None:
         pool = backends(clock, 1, 2)
@@ -269,7 +286,7 @@ class TestOutcome:
 
     def test_the_soonest_retry_after(self, clock: Clock) -> None:
         assert self.outcome(clock, busy(30), busy(5), busy(20), BROKEN) == busy(5)
-        assert self.outcome(clock, busy(5), busy(0), SILENT) == busy(0)
+        assert self.outcome(clock, busy(1), busy(0), SILENT) == busy(0)
 
     def test_else_the_last_that_was_busy(self, clock: Clock) -> None:
         second = replace(BUSY, reason="second")
@@ -434,7 +451,9 @@ class TestBackendPool:
         settings = Settings(SEVERAL, api_key="the-key")
         pool = BackendPool(settings)
         await pool.connect()
+        imports = connection.imports
         await pool.connect()
+        assert connection.imports == imports, "a connected pool starts another thread"
         ((given, session),) = connection.sessions
         assert given is settings
         assert connection.clients == [(ONE, "the-key", session), (TWO, "the-key", session)]

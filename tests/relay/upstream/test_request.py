@@ -1,5 +1,6 @@
 """The upstream request, and what this app adds to a caller's parameters."""
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -45,6 +46,10 @@ class TestChatAdditions:
         }
         assert options == given, "the caller's own options were changed"
 
+    def test_without_options_of_the_caller(self) -> None:
+        additions = chat_additions(stream=True, max_output_tokens=1)
+        assert additions == {"max_completion_tokens": 1, "stream_options": {"include_usage": True}}
+
     def test_a_document_is_not(self) -> None:
         additions = chat_additions(stream=False, max_output_tokens=1, stream_options={"include_usage": True})
         assert additions == {"max_completion_tokens": 1}
@@ -53,6 +58,10 @@ class TestChatAdditions:
 class TestUpstreamRequest:
     def test_no_fields_are_mapped_by_default(self) -> None:
         assert UpstreamRequest("/path", {}, stream=True).fields == {}
+
+    def test_it_is_immutable(self) -> None:
+        with pytest.raises(FrozenInstanceError):
+            UpstreamRequest("/path", {}, stream=True).path = "/other"  # type: ignore[misc]
 
     @pytest.mark.parametrize(
         ("parameters", "tokens"),

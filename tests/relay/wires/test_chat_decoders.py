@@ -109,6 +109,9 @@ class TestText:
         assert decoder.feed(chunk) == []
         assert text_of(decoder.feed(delta("next"))) == "next"
 
+    def test_an_event_without_data_ends_nothing(self) -> None:
+        assert text_of(decoded(delta("a") + b"data:\n\n" + delta("b"))) == "ab"
+
     def test_only_the_first_choice_is_read(self) -> None:
         other = {"index": 1, "delta": {"content": "x"}, "finish_reason": "length"}
         first = {"index": 0, "delta": {"content": "a"}}
@@ -153,6 +156,18 @@ class TestEnd:
     @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
     def test_what_is_unknown_is_none(self, new_decoder: Callable[[], Decoder]) -> None:
         assert new_decoder().feed(DONE) == [Done(None, None, None, None)]
+
+    @pytest.mark.parametrize(
+        ("counts", "usage"),
+        [
+            ({}, Usage(0, 0)),
+            ({"prompt_tokens": 3, "completion_tokens_details": {}, "prompt_tokens_details": {}}, Usage(3, 0)),
+            ({"completion_tokens": 4, "completion_tokens_details": None}, Usage(0, 4)),
+            ({"completion_tokens_details": {"reasoning_tokens": 0}}, Usage(0, 0, 0)),
+        ],
+    )
+    def test_counts_that_are_left_out(self, counts: dict[str, Any], usage: Usage) -> None:
+        assert decoded(event(usage=counts) + DONE) == [Done(None, None, usage, None)]
 
     @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
     def test_the_last_values_count_and_empty_ones_do_not(self, new_decoder: Callable[[], Decoder]) -> None:
@@ -410,6 +425,26 @@ class TestHalfSurrogatePairs:
         (text,) = decoded(b'data: {%b,"choices":[{"index":null,"delta":{"content":"a"}},{"delta":[]}]}\n\n' % members)
         assert text == Text(b'"a"')
 
+    def test_the_index_of_a_choice(self) -> None:
+        choices = b'{"index":2,"delta":{"content":"x"}},{"index":"?","delta":{"content":"a"}}'
+        assert text_of(decoded(b'data: {"choices":[%b]}\n\n' % choices)) == "a"
+
+    @pytest.mark.parametrize("choices", [b"", b',"choices":null', b',"choices":[]'])
+    def test_without_choices(self, choices: bytes) -> None:
+        decoder = TextDecoder()
+        assert decoder.feed(b'data: {"x":"\\ud83c","model":"m"%b}\n\n' % choices) == []
+        assert decoder.model == "m"
+
+    def test_an_error(self) -> None:
+        (failed,) = decoded(b'data: {"error":{"code":"429","message":"\\ud83c"}}\n\n')
+        reason = "the model service sent an error in the stream, code 429"
+        assert failed == Failed(RATE_LIMITED, reason)
+
+    def test_the_results_of_the_content_filter(self) -> None:
+        choice = b'{"finish_reason":"content_filter","content_filter_results":{"hate":{"filtered":true},"\\ud83c":1}}'
+        expected = Done("content_filter", None, None, None, {"hate": {"filtered": True}})
+        assert decoded(b'data: {"choices":[%b]}\n\n' % choice, DONE) == [expected]
+
     def test_outside_of_the_text(self) -> None:
         events = decoded(b'data: {"x":"\\ud83c","choices":[{"delta":{"content":"a"}}]}\n\n')
         assert text_of(events) == "a"
@@ -530,6 +565,11 @@ class TestVerbatim:
         content = b'{"choices":[],"new":"\xff"}'
         assert verbatim(b"data: %b\n\n" % content, delta("a")) == [Verbatim(b"", [content, *data(delta("a"))])]
 
+    def test_invalid_utf8_where_it_is_read(self) -> None:
+        (failed,) = verbatim(b'data: {"choices":[],"model":"\xff"}\n\n')
+        reason = "an event is not a chat completion chunk (UnicodeDecodeError)"
+        assert failed == Failed(UPSTREAM_ERROR, reason)
+
     @pytest.mark.parametrize("content", [b"[]", b"5", b'["\\ud83c"]', b"<html>", b"[" * 100_000])
     def test_what_is_no_json_object_is_a_failure(self, content: bytes) -> None:
         (failed,) = verbatim(b"data: %b\n\n" % content)
@@ -583,10 +623,15 @@ class TestDocument:
         decoder = DocumentDecoder()
         assert decoder.media_type == "application/json"
         assert decoder.feed(document[:50]) == decoder.feed(document[50:]) == []
-        assert (decoder.id, decoder.usage, decoder.deltas) == (None, None, 0)
+        assert (decoder.id, decoder.model, decoder.finish_reason) == (None, None, None)
+        assert (decoder.usage, decoder.deltas) == (None, 0)
         assert decoder.end() == Done("length", "m", Usage(3, 4, None, 1), "c", document=document)
         assert (decoder.id, decoder.model, decoder.finish_reason) == ("c", "m", "length")
         assert decoder.usage == Usage(3, 4, None, 1)
+
+    @pytest.mark.parametrize("document", [b"{}", b'{"choices":[]}', b'{"choices":[{}]}', b'{"choices":null}'])
+    def test_what_is_left_out_is_unknown(self, document: bytes) -> None:
+        assert self.end(document) == Done(None, None, None, None, document=document)
 
     def test_a_document_that_can_not_be_read(self) -> None:
         document = b'{"id": "\\ud83d", "model": "m", "choices": [{"finish_reason": "stop"}]}'
@@ -601,6 +646,7 @@ class TestDocument:
         assert self.end(b"SECRET") == Failed(UPSTREAM_ERROR, f"{reason} (DecodeError)")
         assert self.end(b'"\xff') == Failed(UPSTREAM_ERROR, f"{reason} (DecodeError)")
         assert self.end(b"[]") == Failed(UPSTREAM_ERROR, f"{reason} (ValidationError)")
+        assert self.end(b'{"id":"\xff"}') == Failed(UPSTREAM_ERROR, f"{reason} (UnicodeDecodeError)")
 
     def test_a_document_that_is_nested_too_deeply(self) -> None:
         reason = "the model service's answer is not a chat completion (RecursionError)"

@@ -258,6 +258,7 @@ def test_a_failure_holds_the_problem_and_the_usage() -> None:
         ("text/plain;q=0.6, application/jsonl;q=0.5", PlainTextEncoder),
         ("text/plain, application/jsonl", PlainTextEncoder),
         ("text/plain;q=0.5, application/x-ndjson", NDJSONEncoder),
+        ("application/jsonl;q=1, text/plain", NDJSONEncoder),
         ("text/plain;Q = 0.5, text/event-stream;q=0.6", SSEEncoder),
         ("text/plain;x=1;q=0, application/jsonl;q=0.1", NDJSONEncoder),
         ("text/plain;q=0", SSEEncoder),
