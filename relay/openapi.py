@@ -93,6 +93,7 @@ _CHAT: Final[dict[str, Any]] = {
         "stream_options": {"type": ["object", "null"]},
         "max_completion_tokens": {"type": ["integer", "null"], "minimum": 1},
         "max_tokens": {"type": ["integer", "null"], "minimum": 1},
+        "n": {"type": ["integer", "null"], "minimum": 1},
     },
 }
 
