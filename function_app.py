@@ -62,7 +62,7 @@ async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | P
         return caller.internal_error(error)
 
 
-@app.route(route="v1/models", methods=["GET"])
+@app.route(route="v1/models", methods=["GET", "HEAD"])
 async def models(req: Request) -> Response:
     """The models that callers may name, the default one first."""
     caller = CallerRequest(req, openai=True)
@@ -73,13 +73,13 @@ async def models(req: Request) -> Response:
     )
 
 
-@app.route(route="chat", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+@app.route(route="chat", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
 async def chat_page(req: Request) -> Response:
     """The chat page, which uses `/stream`."""
     return page.chat_page(req.headers.get("if-none-match"))
 
 
-@app.route(route="ready", methods=["GET"])
+@app.route(route="ready", methods=["GET", "HEAD"])
 async def ready(req: Request) -> Response:
     """Whether the app can serve: what is wrong, for each backend, and the remedy."""
     caller = CallerRequest(req)
@@ -92,13 +92,13 @@ async def ready(req: Request) -> Response:
     return caller.response(document, status=status)
 
 
-@app.route(route="openapi", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+@app.route(route="openapi", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
 async def openapi_description(req: Request) -> Response:
     """The HTTP contract, for tools."""
     return CallerRequest(req).response(openapi.document())
 
 
-@app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+@app.route(route="health", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
     """The process is up. Calls nothing, and so tells nothing about the model service; `/ready` does."""
     return CallerRequest(req).response(b'{"status":"ok"}')

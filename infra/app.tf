@@ -36,6 +36,10 @@ locals {
         }
       ])
 
+      # The host reads a body with a length into memory, whatever the route, before the app is called: it refuses one
+      # that is far beyond the app's own limit. A body that exceeds that limit by less gets the app's 413.
+      FUNCTIONS_REQUEST_BODY_SIZE_LIMIT = tostring(4 * tonumber(lookup(var.relay_settings, "MAX_BODY_BYTES", "1048576")))
+
       # APPLICATIONINSIGHTS_CONNECTION_STRING is set in site_config below, from where the provider reads it back.
       APPLICATIONINSIGHTS_AUTHENTICATION_STRING   = "ClientId=${azurerm_user_assigned_identity.app.client_id};Authorization=AAD"
       PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY = "true"

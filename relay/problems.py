@@ -195,6 +195,12 @@ NOT_CONFIGURED: Final = Problem(
     "The app is not configured",
     "An app setting is missing or wrong. Whoever operates the app finds it, and how to correct it, at GET /ready.",
 )
+NOT_DISPATCHED: Final = Problem(
+    "not_dispatched",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The request was not dispatched",
+    "The Functions host passed the request on and did not start its function. Send it again.",
+)
 UPSTREAM_TIMEOUT: Final = Problem(
     "upstream_timeout",
     HTTPStatus.GATEWAY_TIMEOUT,
@@ -222,6 +228,7 @@ CATALOGUE: Final = (
     UPSTREAM_AUTH,
     UPSTREAM_INTERRUPTED,
     NOT_CONFIGURED,
+    NOT_DISPATCHED,
     UPSTREAM_TIMEOUT,
     DEADLINE_EXCEEDED,
 )

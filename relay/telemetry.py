@@ -208,6 +208,27 @@ def log_internal_error(request_id: str, invocation_id: str, error: Exception) ->
     )
 
 
+_QUIET: Final = 60.0  # seconds between two lines about missing halves, however many there are: each line is billed
+
+_missing_halves: dict[str, int] = {}  # not logged yet, by which half is missing
+_missing_halves_logged = -_QUIET
+
+
+def log_missing_half(half: str, invocation_id: str) -> None:
+    """Log an invocation that ended since one half of it never arrived: `http_request` or `invocation`.
+
+    The first is logged at once, the following ones once a minute, counted by half.
+    """
+    global _missing_halves_logged
+    _missing_halves[half] = _missing_halves.get(half, 0) + 1
+    now = time.monotonic()
+    if now - _missing_halves_logged < _QUIET:
+        return
+    _missing_halves_logged = now
+    _print({"event": "missing_half", "relay.missing": dict(_missing_halves), "relay.invocation_id": invocation_id})
+    _missing_halves.clear()
+
+
 def error_location(error: Exception) -> str:
     """The type of the error and where it was raised, without its text, which can hold anything."""
     frame = traceback.extract_tb(error.__traceback__)[-1]

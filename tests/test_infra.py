@@ -18,7 +18,9 @@ import hcl2
 import pytest
 
 from infra import publish
+from relay.callers.request import _BODY_TIMEOUT
 from relay.settings import Settings, SettingsError
+from relay.streaming.stream import _TERMINAL_EVENT_TIMEOUT
 
 ROOT = Path(__file__).resolve().parent.parent
 INFRA = ROOT / "infra"
@@ -414,6 +416,25 @@ def test_relay_settings_are_those_that_the_relay_reads() -> None:
     assert relay_setting_ranges().keys() == configurable
 
 
+def test_body_size_limit_of_the_host_is_a_small_multiple_of_the_relays() -> None:
+    """A body somewhat too large gets the app's 413; a huge one is refused by the host before it is read."""
+    name, default = "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT", Settings(backends=()).max_body_bytes
+    expression = re.search(rf"{name} = (.*)", (INFRA / "app.tf").read_text())
+    assert expression is not None
+    assert expression[1] == f'tostring(4 * tonumber(lookup(var.relay_settings, "MAX_BODY_BYTES", "{default}")))'
+    example = json.loads((ROOT / "local.settings.json.example").read_text())["Values"]
+    assert int(example[name]) == 4 * int(example["MAX_BODY_BYTES"])
+
+
+def test_function_timeout_fits_the_longest_stream() -> None:
+    """At functionTimeout the host restarts the worker with all its streams: no request of the app may last that long,
+    and one that hangs is not to hold its place for much longer."""
+    hours, minutes, seconds = map(int, json.loads((ROOT / "host.json").read_text())["functionTimeout"].split(":"))
+    timeout = hours * 3600 + minutes * 60 + seconds
+    longest = relay_setting_ranges()["STREAM_DEADLINE_SECONDS"][1] + _BODY_TIMEOUT + _TERMINAL_EVENT_TIMEOUT
+    assert longest < timeout <= longest + 60
+
+
 def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
     read_by_the_host = {
         "AzureWebJobsStorage__accountName",
@@ -423,6 +444,7 @@ def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
         "APPLICATIONINSIGHTS_AUTHENTICATION_STRING",
         "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY",
         "OTEL_TRACES_SAMPLER",
+        "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT",
     }
     read_by_the_relay = app_setting_names() & settings_read_by_the_relay()
     assert app_setting_names() - read_by_the_host == read_by_the_relay

@@ -117,7 +117,9 @@ class Stream:
 
     async def respond(self) -> Response:
         """Wait for the commit: the first output, a refusal, or the end of the time that the model service is given."""
-        timeout = None if self._encoder.whole else self._settings.commit_wait
+        # Without a ping there is no byte that a commit could send, and until the first one the host holds the headers
+        # back: such a format waits for its first output, and a failure before that keeps its HTTP status.
+        timeout = self._settings.commit_wait if self._encoder.ping else None
         await asyncio.wait((self._committed,), timeout=timeout)
         self._record.time_to_commit = self._watchdog.elapsed
         in_time = self._committed.done()

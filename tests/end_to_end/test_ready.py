@@ -235,3 +235,13 @@ async def test_a_developer_who_is_not_signed_in(
         (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
     assert finding["checks"] == NO_TOKEN
     assert "az login" in finding["remedy"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/chat", "/openapi", "/v1/models"])
+async def test_head_is_answered_as_get_without_a_body(app: HostedApp, model_service: ModelService, path: str) -> None:
+    async with app.client() as client:
+        got, head = await client.get(path), await client.head(path)
+    assert head.status_code == got.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.headers["content-length"] == str(len(got.content))

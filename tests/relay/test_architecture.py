@@ -13,7 +13,7 @@ FUNCTION_APP: Final = ROOT / "function_app.py"
 # From top to bottom. A module may import from its own package and from lower layers only.
 LAYERS: Final = (
     {"function_app"},
-    {"relay.openapi", "relay.readiness"},
+    {"relay.openapi", "relay.readiness", "relay.worker_patches"},
     {"relay.wires"},
     {"relay.callers"},
     {"relay.streaming"},
@@ -21,7 +21,7 @@ LAYERS: Final = (
     {"relay.telemetry"},
     {"relay.settings", "relay.problems", "relay.usage"},
 )
-INDEPENDENT: Final = {"relay", "relay.page", "relay.worker_patches"}  # they import nothing of `relay`
+INDEPENDENT: Final = {"relay", "relay.page"}  # they import nothing of `relay`
 
 HTTP_CLIENTS: Final = {"aiohttp", "httpx2", "openai"}
 CONNECTING: Final = {f"relay.upstream.{name}" for name in ("pool", "client", "transport", "connection", "credential")}

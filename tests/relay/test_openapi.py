@@ -46,11 +46,16 @@ def test_every_schema_is_defined_and_referenced() -> None:
 
 def test_the_paths_are_the_routes_of_the_app() -> None:
     source = FUNCTION_APP.read_text()
-    routes = re.findall(r'@app\.route\(route="([^"]+)", methods=\["(\w+)"\](.*)\)', source)
+    routes = re.findall(r'@app\.route\(route="([^"]+)", methods=\["(\w+)"(?:, "HEAD")?\](.*)\)', source)
     assert len(routes) == source.count("@app.route(")
     assert {(path, method, "security" in operation) for path, method, operation in operations()} == {
         ("/" + route, method.lower(), "ANONYMOUS" not in options) for route, method, options in routes
     }
+
+
+def test_every_route_that_answers_get_answers_head() -> None:
+    source = FUNCTION_APP.read_text()
+    assert source.count('methods=["GET", "HEAD"]') == source.count('"GET"') == 5
 
 
 def test_operation_ids_are_unique() -> None:

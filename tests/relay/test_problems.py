@@ -21,6 +21,7 @@ TABLE = {
     "upstream_error": 502,
     "upstream_auth": 502,
     "not_configured": 503,
+    "not_dispatched": 503,
     "upstream_timeout": 504,
     "upstream_interrupted": 502,
     "deadline_exceeded": 504,
