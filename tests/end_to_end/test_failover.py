@@ -559,7 +559,7 @@ async def test_nothing_remains_of_failovers(
 ) -> None:
     app = functions_app(
         env={
-            "AZURE_OPENAI_BACKENDS": backends(ports, ["m", MANUAL_PACE]),
+            "AZURE_OPENAI_BACKENDS": backends(ports, ["m"]),
             "FAILOVER_AFTER_SECONDS": "0.1",
             "UPSTREAM_SILENCE_TIMEOUT_SECONDS": "0.3",
             "COMMIT_WAIT_SECONDS": "5",
@@ -599,10 +599,4 @@ async def test_nothing_remains_of_failovers(
         growth = after["resident"] - before["resident"]
         assert growth < 120 * 8 * 1024, f"{growth / 120:.0f} bytes per request"
         # A load that was counted and never released would keep requests away from a backend.
-        accounts.plan_faults(MANUAL_PACE, None, None, None)
-        sending = [asyncio.create_task(send(client, "stream", MANUAL_PACE)) for _ in range(9)]
-        await eventually(lambda: accounts.open_requests == 9)
-        assert Counter(accounts.requested(MANUAL_PACE)) == {"A": 3, "B": 3, "C": 3}
-        for service in accounts.services:
-            service.release(27)
-        await asyncio.gather(*sending)
+        assert after["loads"] == [0, 0, 0]
