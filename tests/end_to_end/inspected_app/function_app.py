@@ -70,6 +70,6 @@ async def inspect(req: Request) -> Response:
             "open_files": len(list(Path("/proc/self/fd").iterdir())),
             "requests_kept": len(coordinator._context_references),
             "resident": resident,
-            "loads": [backend.load for backend in the_app.pool.all()],
+            "loads": [backend.load for backend in _repository.pool.all()],
         }
     )
