@@ -89,17 +89,23 @@ $(PYTHON):
 	echo "or Python 3.13 with its venv module (Debian and Ubuntu: python3.13-venv), and run make again." >&2; \
 	exit 1
 
-# Prints the packages on one line as they are collected; errors are those of pip or uv.
+# uv installs in seconds what takes pip most of a minute. Where it can't be had, or can't reach the packages (it does not
+# read pip's configuration), pip installs them, and prints on one line what it collects.
+UV := uv==0.13.9
 define install
-	@set -o pipefail; \
+	@echo "Installing the packages of $(1):"; \
 	if command -v uv >/dev/null; then \
-		uv pip install --python $(PYTHON) $(foreach file,$(1),-r $(file)); \
+		uv pip install --python $(PYTHON) $(foreach file,$(1),-r $(file)) && exit 0; \
 	else \
-		echo "Installing the packages of $(1):"; \
 		$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null; \
-		$(PYTHON) -m pip install --no-input $(foreach file,$(1),-r $(file)) \
-			| awk '/^Collecting / { printf "  %s", $$2; fflush() } END { print "" }'; \
-	fi
+		$(PYTHON) -m pip install --quiet "$(UV)" 2>/dev/null; \
+		$(PYTHON) -m uv pip install --quiet --python $(PYTHON) $(foreach file,$(1),-r $(file)) && exit 0; \
+	fi; \
+	echo "uv could not install them; trying pip."; \
+	set -o pipefail; \
+	$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null; \
+	$(PYTHON) -m pip install --no-input $(foreach file,$(1),-r $(file)) \
+		| awk '/^Collecting / { printf "  %s", $$2; fflush() } END { print "" }'
 	@touch $@
 endef
 
@@ -109,7 +115,7 @@ COMPILE := $(PYTHON) -m uv pip compile --quiet --universal --python-version 3.13
 
 $(VENV)/.for-lock: | $(PYTHON)
 	@$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null
-	@$(PYTHON) -m pip install --quiet uv==0.13.9
+	@$(PYTHON) -m pip install --quiet "$(UV)"
 	@touch $@
 
 $(VENV)/.for-start: requirements.txt local/requirements.txt | $(PYTHON)
