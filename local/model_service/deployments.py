@@ -24,6 +24,16 @@ def is_reasoning(deployment: str) -> bool:
     return bool(re.match(r"o\d", deployment)) or "reasoning" in deployment
 
 
+def is_embedding(deployment: str) -> bool:
+    """Whether the deployment runs an embedding model."""
+    return "embedding" in deployment
+
+
+def is_generative(deployment: str) -> bool:
+    """Whether the deployment runs a model that generates text, and nothing else."""
+    return bool(re.match(r"gpt-|o\d", deployment))
+
+
 def is_paced_manually(deployment: str) -> bool:
     """Whether each of its tokens waits for a release."""
     return deployment.startswith(MANUAL_PACE)

@@ -56,6 +56,34 @@ def invalid_request(code: str | None, message: str, param: str | None = None) ->
     return error_response(400, code, message, kind="invalid_request_error", param=param)
 
 
+def previous_response_not_found(response_id: str) -> ErrorResponse:
+    """`previous_response_id` names no stored response: 400."""
+    message = f"Previous response with id '{response_id}' not found."
+    return invalid_request("previous_response_not_found", message, "previous_response_id")
+
+
+def context_length_exceeded() -> ErrorResponse:
+    """The input of a response is longer than the model's context: 400."""
+    message = "Your input exceeds the context window of this model. Please adjust your input and try again."
+    return invalid_request("context_length_exceeded", message, "input")
+
+
+def wrong_operation(operation: str, deployment: str) -> ErrorResponse:
+    """The deployment's model can't do this: 400."""
+    return error_response(
+        400,
+        "OperationNotSupported",
+        f"The {operation} operation does not work with the specified model, {deployment}. Please choose different "
+        "model and try again. You can learn more about which models can be used with each operation here: "
+        "https://go.microsoft.com/fwlink/?linkid=2197993.",
+    )
+
+
+def resource_not_found() -> ErrorResponse:
+    """No such path or API version: 404."""
+    return error_response(404, "404", "Resource not found")
+
+
 def deployment_not_found() -> ErrorResponse:
     """No such deployment: 404."""
     return error_response(
@@ -82,11 +110,10 @@ def wrong_token() -> ErrorResponse:
     )
 
 
-def role_missing() -> ErrorResponse:
+def role_missing(action: str = "deployments/chat/completions/action") -> ErrorResponse:
     """The response to an identity without the role, also for minutes after it was assigned: 401 PermissionDenied."""
     return error_response(
         401,
         "PermissionDenied",
-        "The principal lacks the required data action "
-        "`Microsoft.CognitiveServices/accounts/OpenAI/deployments/chat/completions/action`.",
+        f"The principal lacks the required data action `Microsoft.CognitiveServices/accounts/OpenAI/{action}`.",
     )

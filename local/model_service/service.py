@@ -12,7 +12,6 @@ from local.model_service.state import ServiceState
 from local.model_service.wires import WIRES
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-_BASES = ("/openai/v1", "/v1")  # Azure's and OpenAI's
 
 
 class ModelService(ServiceState):
@@ -69,7 +68,8 @@ class ModelService(ServiceState):
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Close every connection and stop listening."""
+        """Close every connection, cancel what runs in the background and stop listening."""
+        self.responses.cancel_all()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -91,8 +91,7 @@ class ModelService(ServiceState):
 
     def _routes(self) -> Iterator[web.RouteDef]:
         for wire in (make(self) for make in WIRES):
-            for base in _BASES:
-                yield from wire.routes(base)
+            yield from wire.routes()
         yield web.get("/msi/token", self._get_token)
         yield from Control(self).routes()
 

@@ -15,6 +15,7 @@ from local.model_service.encoding import Document
 from local.model_service.errors import ErrorResponse, deployment_not_found, wrong_key, wrong_token
 from local.model_service.identity import IdentityEndpoint
 from local.model_service.records import Credential, Record
+from local.model_service.stored_responses import ResponseStore
 
 MAX_RECORDS = 20_000  # the older half is forgotten beyond
 
@@ -68,6 +69,7 @@ class ServiceState:
         self.faults: dict[str, PlannedFault] = {}
         self.answers: dict[str, Sequence[str]] = {}
         self.gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(0))
+        self.responses = ResponseStore()
         self._waiters: set[asyncio.Future[None]] = set()
 
     # ── For tests ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -101,13 +103,14 @@ class ServiceState:
         self.answers[deployment] = text_generation.tokenize(text) if isinstance(text, str) else list(text)
 
     def reset(self) -> None:
-        """Forget the requests that ended, all faults and answers, and releases that no request used."""
+        """Forget the requests and responses that ended, all faults and answers, and releases that no request used."""
         self.requests[:] = [record for record in self.requests if record.ended == "open"]
         self.faults.clear()
         self.answers.clear()
         waiting = {record.deployment for record in self.requests}
         for deployment in self.gates.keys() - waiting:
             del self.gates[deployment]
+        self.responses.forget_ended()
         self.identity.calls.clear()
         self.identity.failure = None
 
@@ -120,13 +123,19 @@ class ServiceState:
                 waiter.set_result(None)
 
     def record(
-        self, request: web.Request, body: Document, auth: Credential | None, arrived: float | None = None
+        self,
+        request: web.Request,
+        body: Document,
+        auth: Credential | None,
+        *,
+        deployment: str,
+        arrived: float | None = None,
     ) -> Record:
         """A new record of a request, which is kept in `requests`."""
         headers = {name: request.headers[name] for name in _RECORDED_HEADERS if name in request.headers}
         record = Record(
             index=self.request_count,
-            deployment=str(body.get("model", "")),
+            deployment=deployment,
             path=request.path,
             body=body,
             auth=auth,
@@ -155,13 +164,16 @@ class ServiceState:
             accepted = self.identity.accepts(token)
         return "token", None if accepted else wrong_token()
 
-    def take_fault(self, deployment: str) -> str | None:
-        """The fault of one request: what is planned for its deployment, else what the deployment's name asks for."""
+    def take_fault(self, deployment: str, *, by_name: bool = True) -> str | None:
+        """The fault of one request: what is planned for its deployment, else what the deployment's name asks for.
+
+        `by_name` false: only what is planned.
+        """
         for key in (deployment, ANY_DEPLOYMENT):
             if key in self.faults:
                 planned = self.faults[key]
                 return (planned.pop(0) if planned else None) if isinstance(planned, list) else planned
-        return deployment if deployment.startswith(faults.PREFIX) else None
+        return deployment if by_name and deployment.startswith(faults.PREFIX) else None
 
     def lasting_error(self, deployment: str) -> ErrorResponse | None:
         """The error of a request that generates nothing: only a fault that lasts counts, none that is used up."""
@@ -174,8 +186,8 @@ class ServiceState:
             except ValueError:
                 return deployment_not_found()
             for injection in injections:
-                if injection.fault.error:
-                    return injection.fault.error(injection.arguments)
+                if error := injection.error("models"):
+                    return error
         return None
 
     def fixed_answer(self, deployment: str, injections: Sequence[faults.Injection]) -> Sequence[str] | None:

@@ -1,6 +1,7 @@
 """A response as a list of steps. A wire makes the list of a healthy response; a fault turns it into another list."""
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,17 +13,26 @@ class Headers:
     """Send the status line and the headers."""
 
 
+type TokenKind = Literal["text", "arguments", "reasoning"]
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Send one token of one choice, when it is due; `tool`: it belongs to a tool call's arguments."""
+    """Send one token, when it is due.
+
+    `choice`: the choice, or the output item, that it belongs to; `part`: which of the tool calls of a choice, or of the
+    parts of an output item's reasoning summary.
+    """
 
     text: str
     choice: int = 0
-    tool: bool = False
+    kind: TokenKind = "text"
+    part: int = 0
 
 
-# What an event is to the faults, on any wire.
-type EventKind = Literal["filter", "role", "content", "finish", "usage", "done", "odd"]
+# What an event is to the faults, on any wire: "role" begins a choice or an output item, "close" ends an output item,
+# "finish" ends the answer, "done" marks the end of the stream.
+type EventKind = Literal["begin", "filter", "role", "content", "close", "finish", "usage", "done", "odd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +59,20 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Send nothing until this has happened."""
+
+    until: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """End the connection: close it, or reset it so that what was not received yet may be lost."""
 
     reset: bool = False
 
 
-type Step = Headers | Token | Event | Raw | Pause | Cut
+type Step = Headers | Token | Event | Raw | Pause | Wait | Cut
 DONE = Event("done", b"[DONE]")
 
 

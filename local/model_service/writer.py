@@ -11,7 +11,7 @@ from aiohttp import web
 from local.model_service.faults import Splitter
 from local.model_service.records import Record
 from local.model_service.reply import Reply
-from local.model_service.steps import FOREVER, Cut, Event, Frame, Headers, Pause, Raw, Step, Token, sse_frame
+from local.model_service.steps import FOREVER, Cut, Event, Frame, Headers, Pause, Raw, Step, Token, Wait, sse_frame
 
 
 class PacedWriter:
@@ -55,14 +55,14 @@ class PacedWriter:
                             await asyncio.sleep(wait)
                         due += self.pause
                         paced = self.pause > 0
-                    held.append(frame(reply.token(step), reply.token_event))
+                    held.append(frame(reply.token(step), reply.token_name(step)))
                     self._tokens_held += 1
                     if self._tokens_held >= batch:
                         await self._flush()
                         if not self.pause:
                             await asyncio.sleep(0)  # without a pause, other requests and a disconnect get their turn
-                case Event(payload=payload, name=name):
-                    held.append(frame(payload, name))
+                case Event(name=name):
+                    held.append(frame(reply.event(step), name))
                 case Raw(body=body):
                     held.append(body)
                 case Headers():
@@ -71,6 +71,9 @@ class PacedWriter:
                     await self._flush()
                     await _sleep(seconds)
                     due += seconds
+                case Wait(until=until):
+                    await self._flush()
+                    await until()
                 case Cut(reset=reset):
                     await self._flush()
                     await self._cut(reset=reset)

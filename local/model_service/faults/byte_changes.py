@@ -30,14 +30,22 @@ def no_space(payload: bytes, name: bytes = b"", /) -> bytes:
 def several_data_lines(payload: bytes, name: bytes = b"", /) -> bytes:
     """One event's payload in two `data:` lines."""
     # Between the members of the outer object a line end is white space to JSON.
-    first, found, rest = payload.rpartition(b',"created":')
-    lines = [first, b',"created":' + rest] if found else [payload]
+    lines = [payload]
+    for member in (b',"created":', b',"sequence_number":'):
+        first, found, rest = payload.rpartition(member)
+        if found:
+            lines = [first, found + rest]
     return _event_line(name) + b"".join(b"data: %b\n" % line for line in lines) + b"\n"
 
 
 def more_fields(payload: bytes, name: bytes = b"", /) -> bytes:
     """Further fields beside `data:`, one of them unknown."""
     return b"id: 7\nretry: 3000\nunheard: of\n%bdata: %b\n\n" % (_event_line(name), payload)
+
+
+def nameless(payload: bytes, name: bytes = b"", /) -> bytes:
+    """No event type, only `data:`."""
+    return b"data: %b\n\n" % payload
 
 
 # Splitters

@@ -5,10 +5,14 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 from local.model_service.content_filter import prompt_filter_results
-from local.model_service.errors import ErrorResponse, error_response, invalid_request
-from local.model_service.faults.fault import Arguments
-
-type MakeError = Callable[[Arguments], ErrorResponse]
+from local.model_service.errors import (
+    ErrorResponse,
+    context_length_exceeded,
+    error_response,
+    invalid_request,
+    previous_response_not_found,
+)
+from local.model_service.faults.fault import Arguments, MakeError
 
 
 def always(make: Callable[[], ErrorResponse]) -> MakeError:
@@ -16,9 +20,9 @@ def always(make: Callable[[], ErrorResponse]) -> MakeError:
     return lambda _: make()
 
 
-def invalid_value(_: Arguments) -> ErrorResponse:
+def invalid_value(param: str) -> MakeError:
     """400, a value that is not allowed."""
-    return invalid_request("invalid_value", "Invalid value.", "messages")
+    return always(lambda: invalid_request("invalid_value", "Invalid value.", param))
 
 
 def filtered_prompt(_: Arguments) -> ErrorResponse:
@@ -44,6 +48,16 @@ def prompt_too_long(_: Arguments) -> ErrorResponse:
         "Please reduce the length of the messages.",
         "messages",
     )
+
+
+def previous_response_missing(_: Arguments) -> ErrorResponse:
+    """400, the response before this one is not there, or not yet (dotnet/extensions#7704)."""
+    return previous_response_not_found("resp_0")
+
+
+def input_too_long(_: Arguments) -> ErrorResponse:
+    """The same of the Responses API."""
+    return context_length_exceeded()
 
 
 def rate_limited(header: str | None, value: Callable[[float], str] = "{:g}".format) -> MakeError:

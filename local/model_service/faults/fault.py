@@ -1,26 +1,40 @@
 """One fault, and a fault with its arguments."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from local.model_service.errors import ErrorResponse
 from local.model_service.reply import Reply
 from local.model_service.steps import Frame, Step
 
 type Arguments = tuple[float, ...]
+type MakeError = Callable[[Arguments], ErrorResponse]
 type Steps = Iterator[Step]
 type StepChange = Callable[[Steps, Reply, Arguments], Steps]
+type ReplyChange = Callable[[Reply, Arguments], None]
 type Splitter = Callable[[bytes | None], Iterable[bytes]]  # bytes in, the pieces to write out; None: the response's end
+
+
+# The names of the wires that generate something.
+CHAT = frozenset({"chat"})
+RESPONSES = frozenset({"responses"})
+EMBEDDINGS = frozenset({"embeddings"})
+STREAMING = CHAT | RESPONSES
+EVERY_WIRE = STREAMING | EMBEDDINGS
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row of the table. Each of the functions changes one thing about a response; where it is None, nothing."""
+    """One row of the table. Each of the functions changes one thing about a response; where it is None, nothing.
+
+    A fault says what happens; how it looks is up to the wire (`Reply`). `wires`: those on which it can happen.
+    """
 
     name: str
     description: str
     defaults: Arguments = ()  # of the arguments; a name may carry as many as there are defaults
-    error: Callable[[Arguments], ErrorResponse] | None = None  # the whole response
+    error: MakeError | None = None  # the whole response
+    reply: ReplyChange | None = None  # the reply before its first step: how its answer ends, how it is encoded
     steps: StepChange | None = None
     frame: Frame | None = None
     split: Callable[[Arguments], Splitter] | None = None
@@ -28,6 +42,8 @@ class Fault:
     content_type: str | None = None
     unpaced: bool = False
     breaks: bool = False  # the response is not complete and correct: its record ends as "fault"
+    wires: frozenset[str] = EVERY_WIRE
+    errors: Mapping[str, MakeError] = field(default_factory=dict)  # by wire, in place of `error`
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +52,8 @@ class Injection:
 
     fault: Fault
     arguments: Arguments
+
+    def error(self, wire: str) -> ErrorResponse | None:
+        """The error that replaces the response on the wire; None: this fault does something else."""
+        make = self.fault.errors.get(wire, self.fault.error)
+        return make(self.arguments) if make else None

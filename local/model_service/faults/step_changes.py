@@ -1,16 +1,17 @@
 """Faults that change the steps of a response: silence, an early end, wrong or unusual events."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+from local.model_service.encoding import as_json
 from local.model_service.faults.error_responses import html_page
-from local.model_service.faults.fault import Arguments, StepChange, Steps
+from local.model_service.faults.fault import Arguments, ReplyChange, StepChange, Steps
 from local.model_service.reply import Reply
 from local.model_service.steps import Event, EventKind, Headers, Pause, Raw, Step, Token
 
 # A step to insert: fixed, or made by the wire. A pause gets its seconds from the fault's first argument.
-type Insertion = Step | Callable[[Reply], Event]
+type Insertion = Step | Callable[[Reply], Event | None]
 
-MALFORMED = Event("odd", b'{"choices":[{"delta":{"content":"cut off mid')
 HTML_PAGE = Raw(html_page(200, "Sign in").body)
 PAUSE = Pause(0)
 
@@ -20,7 +21,9 @@ def _made(insertions: Iterable[Insertion], reply: Reply, arguments: Arguments) -
         if isinstance(one, Pause):
             yield Pause(arguments[0])
         else:
-            yield one(reply) if callable(one) else one
+            step = one(reply) if callable(one) else one
+            if step is not None:
+                yield step
 
 
 def _is_end(step: Step) -> bool:
@@ -80,12 +83,18 @@ def only(*steps: Insertion, done: bool = False) -> StepChange:
 
 
 def without(*kinds: EventKind) -> StepChange:
-    """Leave events of these kinds out."""
+    """Leave events of these kinds out, and what they carry where another event carries it."""
 
-    def change(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    def change(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+        reply.leave_out(*kinds)
         return (step for step in steps if not (isinstance(step, Event) and step.kind in kinds))
 
     return change
+
+
+def without_tokens(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    """Leave the tokens' events out."""
+    return (step for step in steps if not isinstance(step, Token))
 
 
 def before_each_token(make: Callable[[Reply], Event]) -> StepChange:
@@ -115,11 +124,28 @@ def raw_text_event(literal: bytes) -> Callable[[Reply], Event]:
     return lambda reply: reply.raw_text_event(literal)
 
 
-def stopped_by_filter(steps: Steps, reply: Reply, arguments: Arguments) -> Steps:
+def malformed_event(reply: Reply) -> Event:
+    """An event that is not JSON."""
+    return reply.malformed_event()
+
+
+def stopped_by_filter(reply: Reply, arguments: Arguments) -> None:
     """The content filter stops the answer after as many tokens as the first argument says."""
-    # The steps are made one by one out of the reply, so that a change of it before the first one holds for all.
     reply.stop_by_filter(int(arguments[0]))
-    return steps
+
+
+def stopped_by_limit(reply: Reply, arguments: Arguments) -> None:
+    """The token limit stops the answer after as many tokens as the first argument says."""
+    reply.stop_by_limit(int(arguments[0]))
+
+
+def failed(code: str | None, message: str = "The model failed to generate a response.") -> ReplyChange:
+    """The answer fails with this code after as many tokens as the last argument says, or at once without arguments."""
+
+    def change(reply: Reply, arguments: Arguments) -> None:
+        reply.fail(int(arguments[-1]) if arguments else 0, code, message)
+
+    return change
 
 
 def asynchronous_filter(steps: Steps, reply: Reply, _: Arguments) -> Steps:
@@ -147,15 +173,14 @@ def split_surrogates(steps: Steps, reply: Reply, _: Arguments) -> Steps:
             units = step.text.encode("utf-16-le")
             where = next(at for at in range(0, len(units), 2) if 0xD8 <= units[at + 1] < 0xDC) + 2
             for half in (units[:where], units[where:]):
-                yield Token(half.decode("utf-16-le", "surrogatepass"), step.choice, step.tool)
+                yield replace(step, text=half.decode("utf-16-le", "surrogatepass"))
         else:
             yield step
 
 
-def escaped(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+def escaped(reply: Reply, _: Arguments) -> None:
     """Everything beyond ASCII escaped."""
     reply.escape = True
-    return steps
 
 
 def finish_twice(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
@@ -182,3 +207,37 @@ def commented(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
         if isinstance(step, Token | Event):
             yield Raw(b': a comment, data: {"not":"data"}\n\n\n:\n')
         yield step
+
+
+# Of the Responses API alone
+
+
+def rate_limit_event(reply: Reply) -> Event:
+    """The error event that Azure sends after a `response.failed` without an error (earendil-works/pi#7983)."""
+    return reply.error_event("rate_limit_exceeded", "Your requests to the deployment have exceeded rate limit.")
+
+
+def flat_error_event(reply: Reply) -> Event:
+    """The error event by OpenAI's reference: the error's members beside the type."""
+    error = {"type": "error", "code": "server_error", "message": "The server had an error.", "param": None}
+    return Event("odd", as_json(error), b"error")
+
+
+def unknown_event(_: Reply) -> Event:
+    """An event of a type that no client knows yet."""
+    return Event("odd", b'{"type":"response.unheard_of.delta","delta":"unheard of"}', b"response.unheard_of.delta")
+
+
+def keepalive_event(_: Reply) -> Event:
+    """The event that OpenAI sends while a model thinks."""
+    return Event("odd", b'{"type":"keepalive"}', b"keepalive")
+
+
+def unnumbered(reply: Reply, _: Arguments) -> None:
+    """The events have no numbers."""
+    reply.numbered = False
+
+
+def skipped_number(reply: Reply) -> None:
+    """A number that no event has."""
+    reply.sequence_number += 1

@@ -3,39 +3,83 @@
 from local.model_service.errors import deployment_not_found, role_missing, wrong_key
 from local.model_service.faults import byte_changes, error_responses, step_changes, texts
 from local.model_service.faults.error_responses import always, rate_limited, status
-from local.model_service.faults.fault import Fault, Injection
+from local.model_service.faults.fault import CHAT, RESPONSES, STREAMING, Fault, Injection
 from local.model_service.faults.step_changes import (
     HTML_PAGE,
-    MALFORMED,
     PAUSE,
     before,
     before_each_token,
     error_event,
+    failed,
     followed_by,
+    malformed_event,
     midway,
     only,
     raw_text_event,
     text_event,
     without,
 )
-from local.model_service.steps import FOREVER, Cut, Headers, Token
+from local.model_service.steps import DONE, FOREVER, Cut, Headers, Token
 
 PREFIX = "fault-"
 _K = 5.0  # after how many tokens something happens midway
+
+# What `error.code` of a response can be, by OpenAI's API reference.
+RESPONSE_ERROR_CODES = (
+    "server_error",
+    "rate_limit_exceeded",
+    "invalid_prompt",
+    "data_residency_mismatch",
+    "bio_policy",
+    "misalignment_policy_violation",
+    "vector_store_timeout",
+    "invalid_image",
+    "invalid_image_format",
+    "invalid_base64_image",
+    "invalid_image_url",
+    "image_too_large",
+    "image_too_small",
+    "image_parse_error",
+    "image_content_policy_violation",
+    "invalid_image_mode",
+    "image_file_too_large",
+    "unsupported_image_media_type",
+    "empty_image_file",
+    "failed_to_download_image",
+    "image_file_not_found",
+)
 
 FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
         # Errors in place of the response
-        Fault("400", "400, an invalid request", error=error_responses.invalid_value),
-        Fault("context-length", "400, code context_length_exceeded", error=error_responses.prompt_too_long),
+        Fault(
+            "400",
+            "400, an invalid request",
+            error=error_responses.invalid_value("input"),
+            errors={"chat": error_responses.invalid_value("messages")},
+        ),
+        Fault(
+            "context-length",
+            "400, code context_length_exceeded",
+            error=error_responses.prompt_too_long,
+            errors={"responses": error_responses.input_too_long},
+        ),
         Fault(
             "content-filter",
             "400, code content_filter, the categories in innererror",
             error=error_responses.filtered_prompt,
         ),
         Fault("401", "401, a wrong key or token", error=always(wrong_key)),
-        Fault("401-role", "401, code PermissionDenied: the role is missing", error=always(role_missing)),
+        Fault(
+            "401-role",
+            "401, code PermissionDenied: the role is missing",
+            error=always(role_missing),
+            errors={
+                "responses": always(lambda: role_missing("responses/write")),
+                "embeddings": always(lambda: role_missing("deployments/embeddings/action")),
+            },
+        ),
         Fault("403", "403, the network rules forbid it", error=status(403, "403", "Public access is disabled.")),
         Fault("404", "404, code DeploymentNotFound", error=always(deployment_not_found)),
         Fault("408", "408, the service timed out", error=status(408, "Timeout", "The operation was timeout.")),
@@ -66,7 +110,7 @@ FAULTS: dict[str, Fault] = {
         # Silence, for SECONDS or forever
         Fault("stall-headers", "silent before the headers for SECONDS", (FOREVER,), steps=before(Headers, PAUSE)),
         Fault("stall-first", "silent before the first token for SECONDS", (FOREVER,), steps=before(Token, PAUSE)),
-        Fault("stall-midway", "silent for SECONDS after K tokens", (FOREVER, _K), steps=midway(PAUSE)),
+        Fault("stall-midway", "silent for SECONDS after K tokens", (FOREVER, _K), steps=midway(PAUSE), wires=STREAMING),
         # An early end
         Fault("cut-headers", "closed before the headers", steps=before(Headers, Cut(), end=True), breaks=True),
         Fault("cut-first", "closed before the first token", steps=before(Token, Cut(), end=True), breaks=True),
@@ -75,27 +119,59 @@ FAULTS: dict[str, Fault] = {
             "reset-headers", "reset before the headers", steps=before(Headers, Cut(reset=True), end=True), breaks=True
         ),
         Fault("reset-midway", "reset after K tokens", (_K,), steps=midway(Cut(reset=True), end=True), breaks=True),
-        Fault("end-midway", "ends cleanly after K tokens, no finish", (_K,), steps=midway(end=True), breaks=True),
-        Fault("no-done", "ends cleanly without [DONE]", steps=without("done"), breaks=True),
-        Fault("no-finish", "no chunk with a finish_reason, but [DONE]", steps=without("finish"), breaks=True),
+        Fault(
+            "end-midway",
+            "ends cleanly after K tokens, no terminal event",
+            (_K,),
+            steps=midway(end=True),
+            breaks=True,
+            wires=STREAMING,
+        ),
+        Fault("no-done", "ends cleanly without [DONE]", steps=without("done"), breaks=True, wires=CHAT),
+        Fault(
+            "no-finish",
+            "no finish_reason, or no terminal event, and a clean end",
+            steps=without("finish"),
+            breaks=True,
+            wires=STREAMING,
+        ),
         # Wrong things in the stream
         Fault(
             "filter-midway",
             "the filter stops the answer after K tokens",
             (_K,),
-            steps=step_changes.stopped_by_filter,
+            reply=step_changes.stopped_by_filter,
+            wires=STREAMING,
         ),
-        Fault("error-first", "an error object as the first event", steps=only(error_event, done=True), breaks=True),
+        Fault(
+            "length-midway",
+            "the token limit stops the answer after K tokens",
+            (_K,),
+            reply=step_changes.stopped_by_limit,
+            wires=STREAMING,
+        ),
+        Fault(
+            "error-first",
+            "an error object as the first event",
+            steps=only(error_event, done=True),
+            breaks=True,
+            wires=STREAMING,
+        ),
         Fault(
             "error-midway",
             "an error object after K tokens, then the end",
             (_K,),
             steps=midway(error_event, end=True),
             breaks=True,
+            wires=STREAMING,
         ),
-        Fault("garbage-first", "the first event is not JSON", steps=only(MALFORMED), breaks=True),
+        Fault("garbage-first", "the first event is not JSON", steps=only(malformed_event), breaks=True),
         Fault(
-            "garbage-midway", "an event that is not JSON after K tokens", (_K,), steps=midway(MALFORMED), breaks=True
+            "garbage-midway",
+            "an event that is not JSON after K tokens",
+            (_K,),
+            steps=midway(malformed_event),
+            breaks=True,
         ),
         Fault("html", "200 with a page of HTML", steps=only(HTML_PAGE), content_type="text/html", breaks=True),
         Fault("empty", "200 with an empty body", steps=only(), breaks=True),
@@ -105,56 +181,166 @@ FAULTS: dict[str, Fault] = {
             "bytes that are not UTF-8 before each token",
             steps=before_each_token(raw_text_event(b'"caf\xe9 \xff\xfe"')),
             breaks=True,
+            wires=STREAMING,
         ),
         Fault(
             "lone-surrogate",
             "half a surrogate pair, escaped, before each token",
             steps=before_each_token(raw_text_event(b'"\\ud83d"')),
+            wires=STREAMING,
         ),
-        Fault("after-done", "a chunk after [DONE]", steps=followed_by(text_event(" and more after the end"))),
+        Fault(
+            "after-done",
+            "text after the end",
+            steps=followed_by(text_event(" and more after the end")),
+            wires=STREAMING,
+        ),
         # Correct, but rare
-        Fault("surrogates", "escaped surrogate pairs, each split over two chunks", steps=step_changes.split_surrogates),
-        Fault("escaped", "all but ASCII escaped", steps=step_changes.escaped),
+        Fault(
+            "surrogates",
+            "escaped surrogate pairs, each split over two tokens",
+            steps=step_changes.split_surrogates,
+            wires=STREAMING,
+        ),
+        Fault("escaped", "all but ASCII escaped", reply=step_changes.escaped, wires=STREAMING),
         Fault(
             "async-filter",
             "the asynchronous filter: results in chunks without delta",
             steps=step_changes.asynchronous_filter,
+            wires=CHAT,
         ),
-        Fault("no-filter", "no prompt_filter_results, as OpenAI itself", steps=without("filter")),
-        Fault("no-role", "no chunk with the role", steps=without("role")),
-        Fault("no-usage", "no usage, though requested", steps=without("usage")),
-        Fault("double-finish", "the chunk with finish_reason twice", steps=step_changes.finish_twice),
+        Fault(
+            "no-filter", "no results of the content filter, as OpenAI itself", steps=without("filter"), wires=STREAMING
+        ),
+        Fault("no-role", "no event that begins a choice or an output item", steps=without("role"), wires=STREAMING),
+        Fault("no-usage", "no usage, though requested", steps=without("usage"), wires=STREAMING),
+        Fault(
+            "double-finish",
+            "the event with the finish_reason, or the terminal event, twice",
+            steps=step_changes.finish_twice,
+            wires=STREAMING,
+        ),
         Fault(
             "empty-content",
-            "a chunk with empty content before each token",
+            "an event with empty text before each token",
             steps=before_each_token(text_event("")),
+            wires=STREAMING,
         ),
         Fault(
             "null-content",
-            "a chunk with content null before each token",
+            "an event with text null before each token",
             steps=before_each_token(text_event(None)),
+            wires=STREAMING,
         ),
-        Fault("comments", "comments and blank lines between the events", steps=step_changes.commented),
-        Fault("crlf", "lines end in CRLF", frame=byte_changes.crlf),
-        Fault("cr", "lines end in CR", frame=byte_changes.cr),
-        Fault("no-space", "`data:` without a space", frame=byte_changes.no_space),
-        Fault("data-lines", "two `data:` lines in one event", frame=byte_changes.several_data_lines),
-        Fault("fields", "`id`, `retry` and an unknown field beside `data`", frame=byte_changes.more_fields),
+        Fault("comments", "comments and blank lines between the events", steps=step_changes.commented, wires=STREAMING),
+        Fault("crlf", "lines end in CRLF", frame=byte_changes.crlf, wires=STREAMING),
+        Fault("cr", "lines end in CR", frame=byte_changes.cr, wires=STREAMING),
+        Fault("no-space", "`data:` without a space", frame=byte_changes.no_space, wires=STREAMING),
+        Fault("data-lines", "two `data:` lines in one event", frame=byte_changes.several_data_lines, wires=STREAMING),
+        Fault(
+            "fields",
+            "`id`, `retry` and an unknown field beside `data`",
+            frame=byte_changes.more_fields,
+            wires=STREAMING,
+        ),
         Fault("bytes", "each byte a write of its own", split=byte_changes.each_byte),
         Fault("split", "cut at random places, by SEED", (0,), split=byte_changes.random_pieces),
         Fault("one-write", "the whole stream in one write", split=byte_changes.one_write, unpaced=True),
+        # Wrong or rare things of the Responses API alone
+        *(
+            Fault(
+                "failed-" + code.replace("_", "-"),
+                f"status failed with the error {code} after K tokens",
+                (_K,),
+                reply=failed(code),
+                breaks=True,
+                wires=RESPONSES,
+            )
+            for code in RESPONSE_ERROR_CODES
+        ),
+        Fault(
+            "failed-null",
+            "response.failed without an error after K tokens",
+            (_K,),
+            reply=failed(None),
+            breaks=True,
+            wires=RESPONSES,
+        ),
+        Fault(
+            "failed-then-error",
+            "response.failed without an error, then an error event with rate_limit_exceeded, before the first token",
+            reply=failed(None),
+            steps=followed_by(step_changes.rate_limit_event),
+            breaks=True,
+            wires=RESPONSES,
+        ),
+        Fault(
+            "error-flat",
+            "an error event without an inner object after K tokens, then the end",
+            (_K,),
+            steps=midway(step_changes.flat_error_event, end=True),
+            breaks=True,
+            wires=RESPONSES,
+        ),
+        Fault(
+            "previous-missing",
+            "400, code previous_response_not_found",
+            error=error_responses.previous_response_missing,
+            wires=RESPONSES,
+        ),
+        Fault("no-deltas", "the text in the closing events only", steps=step_changes.without_tokens, wires=RESPONSES),
+        Fault("no-close", "no event that ends a content part or item", steps=without("close"), wires=RESPONSES),
+        Fault(
+            "unknown-event",
+            "an event of an unknown type before each token",
+            steps=before_each_token(step_changes.unknown_event),
+            wires=RESPONSES,
+        ),
+        Fault(
+            "keepalive",
+            "an event of the type keepalive before each token",
+            steps=before_each_token(step_changes.keepalive_event),
+            wires=RESPONSES,
+        ),
+        Fault("no-sequence", "no sequence_number", reply=step_changes.unnumbered, wires=RESPONSES),
+        Fault(
+            "sequence-gap",
+            "the numbers skip one after K tokens",
+            (_K,),
+            steps=midway(step_changes.skipped_number),
+            wires=RESPONSES,
+        ),
+        Fault("no-event-name", "`data:` only, no `event:`", frame=byte_changes.nameless, wires=RESPONSES),
+        Fault("done-marker", "[DONE] after the terminal event", steps=followed_by(lambda _: DONE), wires=RESPONSES),
         # Long answers, and an empty one
-        Fault("long", "an answer of BYTES, without a pause", (1_000_000,), text=texts.long, unpaced=True),
-        Fault("huge-chunk", "an answer of BYTES in one chunk", (1_000_000,), text=texts.one_token, unpaced=True),
-        Fault("flood", "TOKENS without a pause", (100_000,), text=texts.many_tokens, unpaced=True),
-        Fault("silent", "a correct answer without a single token", text=texts.no_token),
+        Fault(
+            "long", "an answer of BYTES, without a pause", (1_000_000,), text=texts.long, unpaced=True, wires=STREAMING
+        ),
+        Fault(
+            "huge-chunk",
+            "an answer of BYTES in one token",
+            (1_000_000,),
+            text=texts.one_token,
+            unpaced=True,
+            wires=STREAMING,
+        ),
+        Fault("flood", "TOKENS without a pause", (100_000,), text=texts.many_tokens, unpaced=True, wires=STREAMING),
+        Fault("silent", "a correct answer without a single token", text=texts.no_token, wires=STREAMING),
     )
 }
 
 
-def parse(name: str) -> tuple[Injection, ...]:
-    """The faults that a name asks for, with or without the prefix; raises `ValueError` for what the table lacks."""
-    return tuple(_parse_one(part) for part in name.removeprefix(PREFIX).split("+"))
+def parse(name: str, wire: str | None = None) -> tuple[Injection, ...]:
+    """The faults that a name asks for, with or without the prefix.
+
+    Raises `ValueError` for what the table lacks, and for what can't happen on the wire.
+    """
+    injections = tuple(_parse_one(part) for part in name.removeprefix(PREFIX).split("+"))
+    for injection in injections:
+        fault = injection.fault
+        if wire is not None and wire not in fault.wires:
+            raise ValueError(f"the fault {fault.name!r} is one of {', '.join(sorted(fault.wires))}, not of {wire}")
+    return injections
 
 
 def _parse_one(part: str) -> Injection:

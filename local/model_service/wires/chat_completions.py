@@ -5,33 +5,33 @@ its prompt filter's results come first, in a chunk of empty `choices`, and every
 """
 
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from local.model_service import text_generation
+from local.model_service import answers, text_generation
+from local.model_service.answers import REASONING_TOKENS, SCHEMA_ERRORS, ToolCall
 from local.model_service.content_filter import filter_results, prompt_filter_results
-from local.model_service.deployments import is_reasoning, model_name
+from local.model_service.deployments import is_embedding, is_reasoning, model_name
 from local.model_service.encoding import Document, as_json
-from local.model_service.errors import ErrorResponse, invalid_request
+from local.model_service.errors import ErrorResponse, invalid_request, wrong_operation
 from local.model_service.reply import Reply
-from local.model_service.schema_values import value_for_schema
-from local.model_service.steps import DONE, Event, Headers, Step, Token
+from local.model_service.steps import DONE, Event, Headers, Step, Token, TokenKind
 from local.model_service.wires.base import GenerationWire
-
-_REASONING_TOKENS = 64  # what a reasoning model reports
 
 
 class ChatCompletions(GenerationWire):
     """The wire: from a request to its reply."""
 
+    name = "chat"
     path = "/chat/completions"
 
     def validate(self, body: Document) -> ErrorResponse | None:
+        if is_embedding(body["model"]):
+            return wrong_operation("chatCompletion", body["model"])
         if not body.get("messages"):
             return invalid_request("missing_required_parameter", "Missing required parameter: 'messages'.", "messages")
         try:
@@ -44,8 +44,8 @@ class ChatCompletions(GenerationWire):
     def reply(self, body: Document, fixed_answer: Sequence[str] | None) -> Reply | ErrorResponse:
         try:
             choices = _choices(body, fixed_answer)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
-            # All that can be wrong here is a JSON schema: one that contradicts or contains itself.
+        except SCHEMA_ERRORS:
+            # All that can be wrong here is a JSON schema.
             return invalid_request("invalid_json_schema", "Invalid schema.", "response_format")
         streams = body.get("stream") is True
         options = body.get("stream_options") or {}
@@ -53,7 +53,7 @@ class ChatCompletions(GenerationWire):
             model=model_name(body["model"]),
             choices=choices,
             prompt_tokens=text_generation.count_prompt_tokens(body["messages"]),
-            reasoning_tokens=_REASONING_TOKENS if is_reasoning(body["model"]) else 0,
+            reasoning_tokens=REASONING_TOKENS if is_reasoning(body["model"]) else 0,
             include_usage=streams and options.get("include_usage") is True,
             obfuscate=streams and options.get("include_obfuscation") is not False,
             logprobs=body.get("logprobs") is True,
@@ -111,7 +111,8 @@ class _Request(msgspec.Struct):
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     stop: str | list[str] | None = None
     tools: list[_Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: _ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
@@ -141,84 +142,56 @@ def _reasoning_error(body: Document) -> ErrorResponse | None:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call of a tool by the model; the arguments are JSON, cut into tokens."""
-
-    name: str
-    arguments: Sequence[str]
-    id: str = field(default_factory=lambda: "call_" + secrets.token_urlsafe(18))
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer: its tokens or a tool call, and why it ended; `filtered`: the categories that stopped it."""
+    """One answer: its tokens or tool calls, and why it ended; `filtered`: the categories that stopped it."""
 
     tokens: Sequence[str]
     finish_reason: str
-    call: ToolCall | None = None
+    calls: Sequence[ToolCall] = ()
     filtered: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def written(self) -> Sequence[str]:
-        """What is streamed token by token: the answer, or the arguments of the call."""
-        return self.call.arguments if self.call else self.tokens
+    def written(self) -> Sequence[tuple[str, int]]:
+        """What is streamed token by token: the answer, or the arguments of each call; with the call's index."""
+        if self.calls:
+            return [(text, index) for index, call in enumerate(self.calls) for text in call.arguments]
+        return [(text, 0) for text in self.tokens]
 
 
 def _choices(body: Document, fixed_answer: Sequence[str] | None) -> list[Choice]:
-    if fixed_answer is None and (call := _tool_call(body)):
-        return [Choice((), "tool_calls", call)]
-    return [
-        _limited(body, fixed_answer, _text(body, variant) if fixed_answer is None else "")
-        for variant in range(body.get("n") or 1)
-    ]
-
-
-def _tool_call(body: Document) -> ToolCall | None:
-    """The tool call that answers the request: one tool is called when the last message is the user's."""
-    tools, choice = body.get("tools"), body.get("tool_choice")
-    if not tools or choice == "none" or body["messages"][-1]["role"] != "user":
-        return None
-    functions = [tool["function"] for tool in tools if tool["type"] == "function"]
-    if isinstance(choice, dict):
-        functions = [one for one in functions if one["name"] == choice.get("function", {}).get("name")]
-    if not functions:
-        return None
-    schema = functions[0].get("parameters") or {"type": "object"}
-    arguments = value_for_schema(schema, text_generation.last_user_text(body["messages"]))
-    return ToolCall(functions[0]["name"], text_generation.tokenize(as_json(arguments).decode()))
-
-
-def _text(body: Document, variant: int) -> str:
-    """The whole answer, before any limit: text, or JSON if the request wants that."""
-    messages = body["messages"]
-    wanted = body.get("response_format") or {}
-    prompt = text_generation.last_user_text(messages)
-    if wanted.get("type") == "json_schema":
-        return as_json(value_for_schema(wanted["json_schema"]["schema"], prompt)).decode()
-    if wanted.get("type") == "json_object":
-        answer = text_generation.compose(messages, variant=variant)
-        return as_json({"answer": answer, "topics": text_generation.topics(prompt)}).decode()
-    if messages[-1]["role"] == "tool":
-        return text_generation.answer_from_tools(messages)
-    return text_generation.compose(messages, variant=variant)
-
-
-def _limited(body: Document, tokens: Sequence[str] | None, text: str) -> Choice:
-    """The answer up to the first stop sequence and the token limit."""
-    reason = "stop"
+    prompt = _prompt(body)
+    if fixed_answer is None and (calls := answers.tool_calls(prompt)):
+        return [Choice((), "tool_calls", calls)] * (body.get("n") or 1)
     stops = body.get("stop") or []
-    stops = [stops] if isinstance(stops, str) else stops
-    if stops:
-        text = text if tokens is None else "".join(tokens)
-        ends = [text.find(stop) for stop in stops if stop in text]
-        if ends:
-            text, tokens = text[: min(ends)], None
-    if tokens is None:
-        tokens = text_generation.tokenize(text)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    if limit and len(tokens) > limit:
-        tokens, reason = tokens[:limit], "length"
-    return Choice(tokens, reason)
+    choices = []
+    for variant in range(body.get("n") or 1):
+        tokens = text_generation.tokenize(answers.text(prompt, variant)) if fixed_answer is None else fixed_answer
+        tokens = answers.stopped(tokens, [stops] if isinstance(stops, str) else stops)
+        over = bool(limit) and len(tokens) > limit
+        choices.append(Choice(tokens[:limit] if over else tokens, "length" if over else "stop"))
+    return choices
+
+
+def _prompt(body: Document) -> answers.Prompt:
+    choice = body.get("tool_choice") or "auto"
+    functions = [
+        answers.Function(tool["function"]["name"], tool["function"].get("parameters"))
+        for tool in body.get("tools") or []
+        if tool["type"] == "function"
+    ]
+    if isinstance(choice, dict):
+        functions = [one for one in functions if one.name == choice.get("function", {}).get("name")]
+        choice = "required"
+    wanted = body.get("response_format") or {}
+    return answers.Prompt(
+        messages=body["messages"],
+        functions=functions,
+        calls=choice,
+        parallel_calls=body.get("parallel_tool_calls") is not False,
+        json_schema=wanted["json_schema"]["schema"] if wanted.get("type") == "json_schema" else None,
+        json_object=wanted.get("type") == "json_object",
+    )
 
 
 # ── The response ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,7 +224,7 @@ class ChatReply(Reply):
         self.top_logprobs = top_logprobs
         self._prompt_tokens = prompt_tokens
         self._reasoning_tokens = reasoning_tokens
-        self._around_token: dict[tuple[int, bool, bool], tuple[bytes, bytes]] = {}
+        self._around_token: dict[tuple[int, TokenKind, int, bool], tuple[bytes, bytes]] = {}
 
     @property
     def token_counts(self) -> Sequence[int]:
@@ -279,6 +252,9 @@ class ChatReply(Reply):
             Choice(choice.tokens[:tokens], "content_filter", filtered={"violence": "medium"}) for choice in self.choices
         ]
 
+    def stop_by_limit(self, tokens: int) -> None:
+        self.choices = [Choice(choice.tokens[:tokens], "length") for choice in self.choices]
+
     # One document
 
     def document(self) -> Document:
@@ -295,14 +271,18 @@ class ChatReply(Reply):
 
     def _whole_choice(self, index: int, choice: Choice) -> Document:
         message: Document = {"annotations": [], "content": "".join(choice.tokens), "refusal": None, "role": "assistant"}
-        if choice.call:
-            function = {"name": choice.call.name, "arguments": "".join(choice.call.arguments)}
-            message |= {
-                "content": None,
-                "tool_calls": [{"id": choice.call.id, "type": "function", "function": function}],
-            }
+        if choice.calls:
+            calls = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": "".join(call.arguments)},
+                }
+                for call in choice.calls
+            ]
+            message |= {"content": None, "tool_calls": calls}
         return {
-            "content_filter_results": {} if choice.call else filter_results(**choice.filtered),
+            "content_filter_results": {} if choice.calls else filter_results(**choice.filtered),
             "finish_reason": choice.finish_reason,
             "index": index,
             "logprobs": {"content": [self._logprob(token) for token in choice.tokens], "refusal": None}
@@ -318,15 +298,16 @@ class ChatReply(Reply):
         yield self.prompt_filter()
         for index in range(len(self.choices)):
             yield self.role(index)
-        if len(self.choices) == 1:
-            tool = self.choices[0].call is not None
-            for text in self.choices[0].written:
-                yield Token(text, 0, tool)
-        else:
-            for row in zip_longest(*(choice.written for choice in self.choices)):
-                for index, text in enumerate(row):
-                    if text is not None:
-                        yield Token(text, index, self.choices[index].call is not None)
+        begun = [0] * len(self.choices)  # the last tool call of each choice that was begun
+        for row in zip_longest(*(choice.written for choice in self.choices)):
+            for index, written in enumerate(row):
+                if written is None:
+                    continue
+                text, call = written
+                if call > begun[index]:
+                    begun[index] = call
+                    yield self.call(index, call)
+                yield Token(text, index, "arguments" if self.choices[index].calls else "text", call)
         for index in range(len(self.choices)):
             yield self.finish(index)
         if self.include_usage:
@@ -355,12 +336,18 @@ class ChatReply(Reply):
 
     def role(self, index: int) -> Event:
         """The event that begins a choice, and its tool call."""
-        call = self.choices[index].call
-        if call is None:
+        if not self.choices[index].calls:
             return Event("role", self.delta({"content": "", "refusal": None, "role": "assistant"}, index))
-        function = {"arguments": "", "name": call.name}
-        calls = [{"function": function, "id": call.id, "index": 0, "type": "function"}]
+        calls = [self._empty_call(index, 0)]
         return Event("role", self.delta({"content": None, "role": "assistant", "tool_calls": calls}, index))
+
+    def call(self, index: int, call: int) -> Event:
+        """The event that begins a tool call after the first one of a choice."""
+        return Event("role", self.delta({"tool_calls": [self._empty_call(index, call)]}, index))
+
+    def _empty_call(self, index: int, call: int) -> Document:
+        made = self.choices[index].calls[call]
+        return {"function": {"arguments": "", "name": made.name}, "id": made.id, "index": call, "type": "function"}
 
     def finish(self, index: int) -> Event:
         """The event that ends a choice."""
@@ -372,6 +359,9 @@ class ChatReply(Reply):
     def usage_event(self) -> Event:
         """The event that a request asks for with `stream_options.include_usage`."""
         return Event("usage", self.chunk(usage=self.usage))
+
+    def malformed_event(self) -> Event:
+        return Event("odd", b'{"choices":[{"delta":{"content":"cut off mid')
 
     def text_event(self, text: str | None) -> Event:
         return Event("content", self.delta({"content": text}))
@@ -387,11 +377,11 @@ class ChatReply(Reply):
 
     def token(self, token: Token) -> bytes:
         # The hot path: all of the chunk except the text is made only once.
-        if self.logprobs and not token.tool:
+        if self.logprobs and token.kind == "text":
             logprobs = {"content": [self._logprob(token.text)], "refusal": None}
             choice = {"content_filter_results": filter_results(), "delta": {"content": token.text}}
             return self.chunk(choice | {"finish_reason": None, "index": token.choice, "logprobs": logprobs})
-        around = self._around_token.get((token.choice, token.tool, self.filter_each_token))
+        around = self._around_token.get((token.choice, token.kind, token.part, self.filter_each_token))
         if around is None:
             around = self._prepare_token(token)
         text = token.text
@@ -407,14 +397,14 @@ class ChatReply(Reply):
     def _prepare_token(self, token: Token) -> tuple[bytes, bytes]:
         mark = "\ue000token\ue000"
         delta: Document = {"content": mark}
-        if token.tool:
-            delta = {"tool_calls": [{"function": {"arguments": mark}, "index": 0}]}
-        filtered = filter_results() if self.filter_each_token and not token.tool else {}
+        if token.kind == "arguments":
+            delta = {"tool_calls": [{"function": {"arguments": mark}, "index": token.part}]}
+        filtered = filter_results() if self.filter_each_token and token.kind == "text" else {}
         whole = self.delta(delta, token.choice, content_filter_results=filtered)
         before, after = whole.split(as_json(mark, escape=self.escape))
         if self.obfuscate:
             after = after[:-1] + b',"obfuscation":'
-        around = self._around_token[token.choice, token.tool, self.filter_each_token] = (before, after)
+        around = self._around_token[token.choice, token.kind, token.part, self.filter_each_token] = (before, after)
         return around
 
     def _logprob(self, token: str) -> Document:
