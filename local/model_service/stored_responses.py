@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from local.model_service.encoding import Document
 
@@ -57,9 +57,9 @@ class StoredResponse:
     deployment: str
     background: bool
     streamed: bool
-    input_items: Sequence[Document]  # with those of the responses before it
-    size: int  # bytes of JSON of all its items
-    document: Callable[[], Document]
+    input_items: Sequence[Document] = ()  # with those of the responses before it
+    size: int = 0  # bytes of JSON of all its items
+    reply: Any = None  # what makes its document and its events
     status: Status = "in_progress"
     completed_at: int | None = None
     output: Sequence[Document] = ()

@@ -157,7 +157,7 @@ class _Prose:
 
 
 def _remarks(messages: Sequence[Message], prompt: str, prose: _Prose) -> Iterable[str]:
-    """What proves that the whole conversation arrived: its subject, its turns, its pictures."""
+    """What proves that the whole conversation arrived: its subject, its turns, its pictures and files."""
     subjects = topics(prompt)[:3]
     if subjects:
         yield f"You ask about {', '.join(subjects)}."
@@ -171,7 +171,10 @@ def _remarks(messages: Sequence[Message], prompt: str, prose: _Prose) -> Iterabl
     ]
     if pictures:
         yield f"I see {len(pictures)} picture{'s' if len(pictures) > 1 else ''} ({', '.join(map(_picture, pictures))})."
-    if not subjects and not earlier and not pictures:
+    files = [part for message in messages for part in _parts(message.get("content")) if part.get("type") == "file"]
+    if files:
+        yield f"I see {len(files)} file{'s' if len(files) > 1 else ''} ({', '.join(map(_file, files))})."
+    if not subjects and not earlier and not pictures and not files:
         yield prose.sentence()
 
 
@@ -185,6 +188,12 @@ def _picture(part: Mapping[str, Any]) -> str:
         return f"{inline[1]}, {len(base64.b64decode(inline[2], validate=True))} bytes"
     except binascii.Error:
         return f"{inline[1]}, unreadable"
+
+
+def _file(part: Mapping[str, Any]) -> str:
+    file = part.get("file")
+    members = file if isinstance(file, Mapping) else {}
+    return str(members.get("filename") or members.get("file_id") or "by its URL")
 
 
 def _parts(content: object) -> Iterable[Mapping[str, Any]]:

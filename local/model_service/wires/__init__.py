@@ -2,10 +2,14 @@
 
 from local.model_service.wires.base import Wire
 from local.model_service.wires.chat_completions import ChatCompletions
+from local.model_service.wires.embeddings import Embeddings
 from local.model_service.wires.models import Models
+from local.model_service.wires.responses import Responses
 
 WIRES: tuple[type[Wire], ...] = (
     ChatCompletions,
+    Responses,
+    Embeddings,
     Models,
 )
 

@@ -133,6 +133,19 @@ class Wire(ABC):
             record.token_times.extend([time.monotonic()] * sum(reply.token_counts))
         return response
 
+    async def accept(self, request: web.Request) -> tuple[Document, Record, ErrorResponse | None]:
+        """The body of a request with its deployment as `model`, its record, and the error of its address or key."""
+        arrived = time.monotonic()
+        body = await json_body(request)
+        auth, error = self.state.authenticate(request)
+        sent = body if isinstance(body, dict) else {}
+        if isinstance(body, dict) and "deployment" in request.match_info:
+            body = body | {"model": request.match_info["deployment"]}
+        error = error or _address_error(body)
+        used: Document = body if isinstance(body, dict) else {}
+        record = self.state.record(request, sent, auth, deployment=str(used.get("model", "")), arrived=arrived)
+        return used, record, error
+
 
 class GenerationWire(Wire):
     """An API with one route, whose requests name a deployment as `model` and get something generated.
@@ -162,19 +175,6 @@ class GenerationWire(Wire):
             return self.validate(body) or self.reply(body, self.state.fixed_answer(record.deployment, injections))
 
         return await self.respond(request, record, make, error=error, streams=body.get("stream") is True)
-
-    async def accept(self, request: web.Request) -> tuple[Document, Record, ErrorResponse | None]:
-        """The body of a request with its deployment as `model`, its record, and the error of its address or key."""
-        arrived = time.monotonic()
-        body = await json_body(request)
-        auth, error = self.state.authenticate(request)
-        sent = body if isinstance(body, dict) else {}
-        if isinstance(body, dict) and "deployment" in request.match_info:
-            body = body | {"model": request.match_info["deployment"]}
-        error = error or _address_error(body)
-        used: Document = body if isinstance(body, dict) else {}
-        record = self.state.record(request, sent, auth, deployment=str(used.get("model", "")), arrived=arrived)
-        return used, record, error
 
 
 def dated(handler: Handler) -> Handler:

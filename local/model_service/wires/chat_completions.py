@@ -163,18 +163,18 @@ def _choices(body: Document, fixed_answer: Sequence[str] | None) -> list[Choice]
     if fixed_answer is None and (calls := answers.tool_calls(prompt)):
         return [Choice((), "tool_calls", calls)] * (body.get("n") or 1)
     stops = body.get("stop") or []
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit: int | None = body.get("max_completion_tokens") or body.get("max_tokens")
     choices = []
     for variant in range(body.get("n") or 1):
         tokens = text_generation.tokenize(answers.text(prompt, variant)) if fixed_answer is None else fixed_answer
         tokens = answers.stopped(tokens, [stops] if isinstance(stops, str) else stops)
-        over = bool(limit) and len(tokens) > limit
+        over = limit is not None and len(tokens) > limit
         choices.append(Choice(tokens[:limit] if over else tokens, "length" if over else "stop"))
     return choices
 
 
 def _prompt(body: Document) -> answers.Prompt:
-    choice = body.get("tool_choice") or "auto"
+    choice: Any = body.get("tool_choice") or "auto"
     functions = [
         answers.Function(tool["function"]["name"], tool["function"].get("parameters"))
         for tool in body.get("tools") or []
