@@ -8,6 +8,6 @@ reply, its steps, its text or its bytes (`Fault`). A few can happen on some wire
 """
 
 from local.model_service.faults.fault import EVERY_WIRE, Fault, Injection, Splitter
-from local.model_service.faults.table import FAULTS, PREFIX, parse
+from local.model_service.faults.table import FAULTS, PREFIX, RESPONSE_ERROR_CODES, parse
 
-__all__ = ["EVERY_WIRE", "FAULTS", "PREFIX", "Fault", "Injection", "Splitter", "parse"]
+__all__ = ["EVERY_WIRE", "FAULTS", "PREFIX", "RESPONSE_ERROR_CODES", "Fault", "Injection", "Splitter", "parse"]

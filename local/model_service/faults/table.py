@@ -283,7 +283,7 @@ FAULTS: dict[str, Fault] = {
             wires=RESPONSES,
         ),
         Fault(
-            "previous-missing",
+            "previous-unknown",
             "400, code previous_response_not_found",
             error=error_responses.previous_response_missing,
             wires=RESPONSES,

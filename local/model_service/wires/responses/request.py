@@ -136,7 +136,7 @@ def check(body: Document) -> None:
         )
     if body.get("background") and body.get("store") is False:
         raise RequestError("invalid_value", "Background mode requires 'store' to be true.", "background")
-    if body.get("stream_options") and body.get("stream") is not True:
+    if body.get("stream_options") is not None and body.get("stream") is not True:
         raise RequestError(None, "The 'stream_options' parameter is only allowed when 'stream' is enabled.")
     _check_format(body)
     _check_tools(body)

@@ -148,9 +148,10 @@ class Responses(Wire):
                 if not stored.streamed:
                     record.token_times.append(time.monotonic())
             stored.progress.advance()
-            if tokens % state.tokens_per_write == 0:
+            if gate or pause:
                 state.notify()
-                await asyncio.sleep(0)
+            elif tokens % state.tokens_per_write == 0:
+                await asyncio.sleep(0)  # without a pause, other requests get their turn
         stored.progress.end()
         state.notify()
 
