@@ -182,6 +182,71 @@ async def test_a_tool_is_called_and_its_result_answered(service: ModelService) -
         assert "21 degrees" in str(answer.choices[0].message.content)
 
 
+TOOL_RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "call_1", "content": "21"}
+HAMMER: dict[str, Any] = {"type": "function", "function": {"name": "hammer"}}
+NAIL: dict[str, Any] = {"type": "function", "function": {"name": "nail", "parameters": {"properties": {"n": {}}}}}
+
+
+@pytest.mark.parametrize(
+    ("members", "called"),
+    [
+        ({"tool_choice": "auto"}, ["hammer"]),
+        ({"tool_choice": "none"}, []),
+        ({"tool_choice": "required"}, ["hammer"]),
+        ({"tool_choice": {"type": "function", "function": {"name": "nail"}}}, ["nail"]),
+        ({"messages": [{"role": "user", "content": "use all tools"}]}, ["hammer", "nail"]),
+        ({"messages": [{"role": "user", "content": "use all tools"}], "parallel_tool_calls": False}, ["hammer"]),
+        ({"messages": [TOOL_RESULT]}, []),
+        ({"messages": [TOOL_RESULT], "tool_choice": "required"}, ["hammer"]),
+    ],
+)
+async def test_which_tools_are_called(service: ModelService, members: dict[str, Any], called: list[str]) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "tools": [HAMMER, NAIL]} | members
+    async with openai.AsyncOpenAI(base_url=service.url, api_key="k", max_retries=0) as client:
+        whole = (await client.chat.completions.create(**body)).choices[0].message
+        calls = whole.tool_calls or []
+        assert [call.function.name for call in calls] == called
+        async with client.chat.completions.stream(**body) as stream:
+            streamed = (await stream.get_final_completion()).choices[0].message
+        assert [call.function.name for call in streamed.tool_calls or []] == called
+        assert [call.function.arguments for call in streamed.tool_calls or []] == [
+            call.function.arguments for call in calls
+        ]
+        assert streamed.content == whole.content
+
+
+async def test_each_of_several_choices_calls_the_tool(service: ModelService, http: aiohttp.ClientSession) -> None:
+    events = events_of(await body_of(http, service, ask("hello", n=2, tools=[HAMMER])))
+    finished = [choice for event in events[:-1] for choice in event["choices"] if choice["finish_reason"]]
+    assert [(choice["index"], choice["finish_reason"]) for choice in finished] == [(0, "tool_calls"), (1, "tool_calls")]
+
+
+async def test_the_dated_api_names_the_deployment_in_the_path(
+    service: ModelService, http: aiohttp.ClientSession
+) -> None:
+    async with openai.AsyncAzureOpenAI(
+        azure_endpoint=service.origin, api_key="k", api_version="2024-10-21", max_retries=0
+    ) as azure:
+        messages: list[Any] = [{"role": "user", "content": "say: hello"}]
+        whole = await azure.chat.completions.create(model="mine", messages=messages)
+        assert whole.choices[0].message.content == "hello"
+        assert [model.id for model in (await azure.models.list()).data] == ["gpt-5.4-mini"]
+        assert (await azure.models.retrieve("mine")).id == "mine"
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await azure.chat.completions.create(model="a-missing-one", messages=messages)
+        with pytest.raises(openai.RateLimitError):
+            await azure.chat.completions.create(model="fault-429", messages=messages)
+    record = service.requests[0]
+    assert (record.deployment, record.path) == ("mine", "/openai/deployments/mine/chat/completions")
+    path = f"{service.origin}/openai/deployments/mine/chat/completions"
+    async with http.post(path + "?api-version=2024-10-21", json={"messages": messages}, headers=KEY) as response:
+        assert response.status == 200
+    assert service.requests[-1].deployment == "mine"
+    assert "model" not in service.requests[-1].body
+    async with http.post(path, json={"messages": messages}, headers=KEY) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (404, "404")
+
+
 async def test_json_and_pictures_and_logprobs(service: ModelService, http: aiohttp.ClientSession) -> None:
     schema = {
         "type": "object",
@@ -232,6 +297,8 @@ async def test_json_and_pictures_and_logprobs(service: ModelService, http: aioht
         (ask(model="o3", temperature=0.5), 400, "unsupported_value", "temperature"),
         (ask(model="my-reasoning", max_tokens=5), 400, "unsupported_parameter", "max_tokens"),
         (ask(model="a-missing-one"), 404, "DeploymentNotFound", None),
+        (ask(model="text-embedding-3-small"), 400, "OperationNotSupported", None),
+        (ask(tool_choice="sometimes"), 400, "invalid_type", "tool_choice"),
         (ask(model="fault-unheard-of"), 400, "unknown_fault", "model"),
         (ask(model="fault-429-1-2-3"), 400, "unknown_fault", "model"),
     ],
@@ -463,6 +530,8 @@ async def test_the_filter_stops_an_answer(service: ModelService, http: aiohttp.C
     finish = events[-2]["choices"][0]
     assert finish["finish_reason"] == "content_filter"
     assert finish["content_filter_results"]["violence"] == {"filtered": True, "severity": "medium"}
+    limited = events_of(await body_of(http, service, ask(model="fault-length-midway-2")))
+    assert (text_of(limited), limited[-2]["choices"][0]["finish_reason"]) == ("one two", "length")
     whole = json.loads(await body_of(http, service, ask(model="fault-filter-midway-2", stream=False)))["choices"][0]
     assert (whole["finish_reason"], whole["message"]["content"]) == ("content_filter", "one two")
 
@@ -539,6 +608,9 @@ async def test_every_fault_in_the_table(
     arrived, broken = await read_until_broken(http, service, ask(model=name))
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
+    if "chat" not in fault.wires:
+        assert b"unknown_fault" in arrived
+        return
     assert record.fault == name
     if fault.error:
         assert (record.ended, broken) == ("fault", False)
@@ -554,6 +626,9 @@ def test_the_names_of_faults() -> None:
     assert faults.parse("stall-midway-ever-3")[0].arguments == (steps.FOREVER, 3.0)
     assert faults.parse("429")[0].arguments == (1.0,)
     assert [one.fault.name for one in faults.parse("fault-crlf+split-7+429-ms-5")] == ["crlf", "split", "429-ms"]
+    assert faults.parse("no-done", "chat")[0].fault.wires == {"chat"}
+    with pytest.raises(ValueError, match="the fault 'no-done' is one of chat, not of responses"):
+        faults.parse("crlf+no-done", "responses")
     for wrong in ("", "nothing", "429-soon", "crlf-1", "429-1-2"):
         with pytest.raises(ValueError, match=r"fault|float"):
             faults.parse(wrong)
@@ -722,6 +797,18 @@ async def test_the_command(http: aiohttp.ClientSession) -> None:
         process.terminate()
         output, errors = await asyncio.wait_for(process.communicate(), 5)
     assert (process.returncode, output, errors) == (0, b"", b"")
+
+
+async def test_the_table_of_faults_names_the_wires() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "local.model_service.faults", cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 15)
+    lines = {line.split()[0]: line for line in output.decode().splitlines()}
+    assert lines.keys() == {f"fault-{name}" for name in faults.FAULTS}
+    assert " every wire " in lines["fault-429"]
+    assert " chat responses " in lines["fault-no-finish"]
+    assert " responses " in lines["fault-failed-server-error"]
 
 
 # ── Text ────────────────────────────────────────────────────────────────────────────────────────────────────────────

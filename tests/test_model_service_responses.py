@@ -119,6 +119,17 @@ async def stream(http: aiohttp.ClientSession, service: ModelService, body: Any) 
     return events
 
 
+async def read_until_broken(events: AsyncIterator[Any]) -> tuple[list[Any], Exception | None]:
+    """The events that arrive, and the error that ends them."""
+    seen = []
+    try:
+        async for event in events:
+            seen.append(event)
+    except openai.APIError as error:
+        return seen, error
+    return seen, None
+
+
 def text_of(events: list[Any]) -> str:
     return "".join(event.delta for event in events if event.type == "response.output_text.delta")
 
@@ -320,8 +331,7 @@ async def test_which_functions_are_called(
     events = await stream(http, service, ask("hello", tools=[WEATHER, CLOCK]) | members)
     output = events[-1].response.output
     assert [item.name for item in output if item.type == "function_call"] == called
-    for index, item in enumerate(output):
-        assert item == next(event.item for event in events if getattr(event, "output_index", None) == index and event.type.endswith("item.done"))  # fmt: skip
+    assert [event.item for event in events if event.type == "response.output_item.done"] == output
 
 
 async def test_a_required_function_is_called_again(service: ModelService, http: aiohttp.ClientSession) -> None:
@@ -483,7 +493,12 @@ async def test_compaction_keeps_what_the_user_wrote(service: ModelService, http:
         (ask(tool_choice="required"), 400, None, "tool_choice"),
         (ask(tool_choice="sometimes"), 400, "invalid_value", "tool_choice"),
         (ask(tools=[CLOCK], tool_choice={"type": "function", "name": "f"}), 400, None, "tool_choice"),
-        (ask(text={"format": {"type": "json_schema", "name": "x"}}), 400, "missing_required_parameter", "text.format.schema"),
+        (
+            ask(text={"format": {"type": "json_schema", "name": "x"}}),
+            400,
+            "missing_required_parameter",
+            "text.format.schema",
+        ),
         (
             ask(text={"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#"}}}),
             400,
@@ -623,7 +638,7 @@ async def test_a_response_in_the_background_is_polled(service: ModelService, cli
     await service.wait_for(lambda it: it.requests[0].tokens == 8)
     done = await client.responses.retrieve(made.id)
     assert (done.status, done.output_text) == ("completed", WORDS)
-    with pytest.raises(openai.BadRequestError, match="Cannot cancel a completed response."):
+    with pytest.raises(openai.BadRequestError, match="Cannot cancel a completed response"):
         await client.responses.cancel(made.id)
     with pytest.raises(openai.BadRequestError, match="created with 'background' and 'stream'"):
         await client.responses.retrieve(made.id, stream=True)
@@ -650,7 +665,9 @@ async def test_a_stream_from_the_background_is_resumed(
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert text_of(seen) == seen[-1].response.output_text == WORDS
     again = [event async for event in await client.responses.retrieve(seen[0].response.id, stream=True)]
-    assert [event.to_dict() for event in again][3:] == [event.to_dict() for event in seen][3:]
+    assert [event.to_dict() for event in again] == [event.to_dict() for event in seen]
+    plain = await client.responses.retrieve(seen[0].response.id, stream=True, include_obfuscation=False)
+    assert not any(hasattr(event, "obfuscation") for event in [event async for event in plain])
 
 
 async def test_several_connections_follow_one_response(
@@ -687,7 +704,7 @@ async def test_a_background_response_is_cancelled(service: ModelService, client:
     assert (await client.responses.retrieve(response_id)).status == "cancelled"
     assert service.gates[MANUAL_PACE]._value == 6, "nothing is generated any more"
     whole = await client.responses.create(model="m", input="x")
-    with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response."):
+    with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
         await client.responses.cancel(whole.id)
 
 
@@ -700,6 +717,31 @@ async def test_a_response_whose_caller_disconnects_is_cancelled(
     await made.close()
     await service.wait_for(lambda it: it.requests[0].ended == "aborted")
     assert (await client.responses.retrieve(response_id)).status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        ("cut-midway-2", "completed"),
+        ("end-midway-2", "completed"),
+        ("error-midway-2", "failed"),
+        ("error-flat", "failed"),
+    ],
+)
+async def test_what_becomes_of_a_response_whose_stream_breaks(
+    client: openai.AsyncOpenAI, fault: str, status: str
+) -> None:
+    events = await client.responses.create(model=f"fault-{fault}", input=f"say: {WORDS}", stream=True)
+    seen, _ = await read_until_broken(events)
+    kept = await client.responses.retrieve(seen[0].response.id)
+    assert kept.status == status
+    assert kept.output_text == (WORDS if status == "completed" else "")
+
+
+async def test_a_flood_in_the_background_is_not_paced(client: openai.AsyncOpenAI, service: ModelService) -> None:
+    service.tokens_per_second = 1
+    made = await client.responses.create(model="fault-flood-5000", input="x", background=True, stream=True)
+    assert len([event async for event in made]) > 5000
 
 
 async def test_the_pace_in_the_background(client: openai.AsyncOpenAI, service: ModelService) -> None:
@@ -740,10 +782,8 @@ async def test_failures_in_the_background(client: openai.AsyncOpenAI) -> None:
     assert made.error is not None
     assert made.error.code == "server_error"
     cut = await client.responses.create(model="fault-cut-midway-3", input=f"say: {WORDS}", background=True, stream=True)
-    seen: list[Any] = []
-    with pytest.raises(openai.APIConnectionError):
-        async for event in cut:
-            seen.append(event)
+    seen, error = await read_until_broken(cut)
+    assert isinstance(error, openai.APIConnectionError)
     assert text_of(seen) == "one two three"
     rest = await client.responses.retrieve(seen[0].response.id, stream=True, starting_after=seen[-1].sequence_number)
     seen += [event async for event in rest]
@@ -778,7 +818,7 @@ async def test_error_events(service: ModelService, http: aiohttp.ClientSession, 
     assert [event["type"] for event in events][-2:] == ["response.output_text.delta", "error"]
     flat = (await stream(http, service, ask(model="fault-error-flat-3")))[-1]
     assert (flat.type, flat.code) == ("error", "server_error")
-    with pytest.raises(openai.APIError, match="The server had an error."):
+    with pytest.raises(openai.APIError, match="The server had an error"):
         _ = [
             event async for event in await client.responses.create(model="fault-error-midway-3", input="x", stream=True)
         ]
@@ -878,7 +918,7 @@ async def test_the_marks_of_faults(service: ModelService, http: aiohttp.ClientSe
         "null-content": b'"delta":null',
         "lone-surrogate": b'"\\ud83d"',
         "invalid-utf8": b"caf\xe9 \xff\xfe",
-        "garbage-first": b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"cut off mid\n\n',
+        "garbage-first": b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"cut',
         "html": b"<html>",
         "escaped": b"\\ud83c\\udf3f",
     }.items():
@@ -927,6 +967,9 @@ async def test_errors_in_the_words_of_the_api(service: ModelService, http: aioht
         error = json.loads(body)["error"]
         assert error.get("param") == param
         assert text in error["message"]
+    (filtered,) = error["content_filters"]
+    assert filtered["blocked"]
+    assert filtered["content_filter_results"]["violence"] == {"filtered": True, "severity": "medium"}
 
 
 async def test_answers_and_schedules_are_those_of_every_wire(service: ModelService, client: openai.AsyncOpenAI) -> None:

@@ -10,6 +10,7 @@ A deployment's name can have a meaning:
 | `fault-…` | commits a fault, for example `fault-429`; `python -m local.model_service.faults` prints the table |
 | `paced-by-hand…` | each token waits for `release()` or `POST /control/release` |
 | `o3…`, `…reasoning…` | a reasoning model: rejects `temperature`, `top_p` and `max_tokens` |
+| `…embedding…` | an embedding model: answers on its own API only |
 | `…missing…` | 404, code DeploymentNotFound |
 | any other | answers |
 
@@ -19,11 +20,12 @@ It listens on 127.0.0.1 only, and writes neither prompts nor keys to any log.
 |---|---|
 | `service` | the HTTP server |
 | `state` | settings, planned faults and answers, records of requests |
-| `wires` | the HTTP APIs, one module each |
+| `wires` | the HTTP APIs, one module or package each |
 | `reply`, `steps` | a response before it is written: its content, and the steps in which it is written |
 | `writer` | writes the steps at a pace |
 | `faults` | the table of faults |
-| `text_generation`, `schema_values` | the model: text for a prompt, JSON for a schema |
+| `answers`, `text_generation`, `schema_values` | the model: what it answers, text for a prompt, JSON for a schema |
+| `stored_responses`, `sealing` | what the account keeps of the Responses API, and what only it can read |
 | `control` | the control routes |
 | `identity` | the managed identity endpoint |
 | `errors`, `content_filter`, `records`, `deployments`, `encoding` | shapes that the others share |

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 
-from local.model_service.content_filter import prompt_filter_results
+from local.model_service.content_filter import content_filter_entry, prompt_filter_results
 from local.model_service.errors import (
     ErrorResponse,
     context_length_exceeded,
@@ -37,6 +37,19 @@ def filtered_prompt(_: Arguments) -> ErrorResponse:
             "code": "ResponsibleAIPolicyViolation",
             "content_filter_result": prompt_filter_results(violence="medium"),
         },
+    )
+
+
+def filtered_input(_: Arguments) -> ErrorResponse:
+    """The same of the Responses API."""
+    return error_response(
+        400,
+        "content_filter",
+        "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+        kind="invalid_request_error",
+        param="prompt",
+        content_filters=[content_filter_entry("prompt", prompt_filter_results(violence="medium"), 590)],
+        innererror={"code": "ContentFiltered"},
     )
 
 

@@ -1,5 +1,6 @@
 """Faults that change the steps of a response: silence, an early end, wrong or unusual events."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -219,8 +220,8 @@ def rate_limit_event(reply: Reply) -> Event:
 
 def flat_error_event(reply: Reply) -> Event:
     """The error event by OpenAI's reference: the error's members beside the type."""
-    error = {"type": "error", "code": "server_error", "message": "The server had an error.", "param": None}
-    return Event("odd", as_json(error), b"error")
+    error = json.loads(reply.error_event().payload)["error"]
+    return Event("odd", as_json(error | {"type": "error"}), b"error")
 
 
 def unknown_event(_: Reply) -> Event:

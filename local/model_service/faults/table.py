@@ -67,8 +67,9 @@ FAULTS: dict[str, Fault] = {
         ),
         Fault(
             "content-filter",
-            "400, code content_filter, the categories in innererror",
+            "400, code content_filter, with the categories",
             error=error_responses.filtered_prompt,
+            errors={"responses": error_responses.filtered_input},
         ),
         Fault("401", "401, a wrong key or token", error=always(wrong_key)),
         Fault(

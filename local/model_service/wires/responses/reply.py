@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from local.model_service.content_filter import filter_results, prompt_filter_results
+from local.model_service.content_filter import content_filter_entry, filter_results, prompt_filter_results
 from local.model_service.encoding import Document, as_json
 from local.model_service.reply import Reply
-from local.model_service.steps import Event, EventKind, Headers, Raw, Step, Token, Wait
+from local.model_service.steps import Event, EventKind, Headers, Pause, Raw, Step, Token, Wait
 from local.model_service.stored_responses import Status, StoredResponse
 from local.model_service.wires.responses.items import new_id
 from local.model_service.wires.responses.output import Answer, Call, Message, OutputItem, Reasoning
@@ -65,6 +65,7 @@ class ResponseReply(Reply):
         self._cached_tokens = cached_tokens
         self._characters = characters  # of the prompt
         self._left_out: frozenset[EventKind] = frozenset()
+        self._error_reported = False
         self._around_token: dict[tuple[int, str, int], tuple[bytes, bytes]] = {}
 
     @property
@@ -108,7 +109,7 @@ class ResponseReply(Reply):
             "object": "response",
             "created_at": self.created,
             "status": status,
-            "completed_at": self.stored.completed_at,
+            "completed_at": self.stored.completed_at if status == "completed" else None,
             "content_filters": self._content_filters() if generated and "filter" not in self._left_out else None,
             "error": answer.error if status == "failed" else None,
             "frequency_penalty": 0.0,
@@ -155,23 +156,16 @@ class ResponseReply(Reply):
         results = [("prompt", prompt_filter_results(), self._characters)]
         if self.answer.items:
             results.append(("completion", filter_results(**self.answer.filtered), written))
-        return [
-            {
-                "blocked": any(one.get("filtered") for one in categories.values()),
-                "source_type": source,
-                "content_filter_raw": [],
-                "content_filter_results": categories,
-                "content_filter_offsets": {"start_offset": 0, "end_offset": end, "check_offset": 0},
-            }
-            for source, categories, end in results
-        ]
+        return [content_filter_entry(*result) for result in results]
 
     # As one document
 
     def whole(self, seconds: float) -> Iterator[Step]:
         if not self.stored.background:
+            if seconds:
+                yield Pause(seconds)
             self.finish()
-            yield from super().whole(seconds)
+            yield from super().whole(0)
             return
         body = as_json(self.snapshot("queued"), escape=self.escape)
         yield Headers()
@@ -186,8 +180,14 @@ class ResponseReply(Reply):
         self.stored.progress.end()
 
     def end(self, *, aborted: bool) -> None:
-        if aborted and not self.stored.background:
+        """A caller that disconnects cancels its response; one whose connection breaks finds it completed."""
+        if self.stored.background:
+            return
+        if aborted:
             self.stored.cancel(int(time.time()))
+        elif self._error_reported:
+            self.stored.finish("failed", int(time.time()))
+        self.finish()
 
     # As a stream
 
@@ -326,6 +326,7 @@ class ResponseReply(Reply):
 
     def error_event(self, code: str = "server_error", message: str = "The server had an error.") -> Event:
         """Azure's form: the error in an object of its own, not beside the type (earendil-works/pi#7983)."""
+        self._error_reported = True
         kind = "too_many_requests" if code == "rate_limit_exceeded" else code
         error = {"type": kind, "code": code, "message": message, "param": None}
         return self._event("odd", "error", {}, error=error)
@@ -357,6 +358,7 @@ class FollowingReply(ResponseReply):
         vars(self).update(vars(reply))
         self.after = after
         self.sequence_number = after + 1
+        self.escape, self.numbered, self._around_token = False, True, {}
 
     def begin(self) -> None:
         pass

@@ -100,7 +100,8 @@ class Responses(Wire):
             cached_tokens=cached // _CACHE_STEP * _CACHE_STEP if cached >= _MIN_CACHED else 0,
             characters=sum(len(str(message.get("content"))) for message in messages),
         )
-        reply.on_begin = functools.partial(self._begin, reply, record, context, previous)
+        unpaced = any(injection.fault.unpaced for injection in injections)
+        reply.on_begin = functools.partial(self._begin, reply, record, context, previous, unpaced=unpaced)
         return reply
 
     def _previous(self, body: Document) -> StoredResponse | None:
@@ -116,24 +117,30 @@ class Responses(Wire):
         return [*(previous.items if previous else ()), *new]
 
     def _begin(
-        self, reply: ResponseReply, record: Record, context: Sequence[Document], previous: StoredResponse | None
+        self,
+        reply: ResponseReply,
+        record: Record,
+        context: Sequence[Document],
+        previous: StoredResponse | None,
+        *,
+        unpaced: bool,
     ) -> None:
         """Keep the response, and start its generation when that is not what writes it."""
         stored = reply.stored
         stored.reply, stored.input_items = reply, context
-        stored.size = len(as_json(reply.body.get("input"))) + 16 * reply.answer.count
+        stored.size = len(as_json(reply.body)) + 16 * reply.answer.count
         stored.size += previous.size if previous else 0
         if reply.body.get("store") is not False:
             self.state.responses.add(stored)
         if stored.background:
             stored.status = "queued"
-            stored.task = asyncio.create_task(self._generate(reply, record))
+            stored.task = asyncio.create_task(self._generate(reply, record, unpaced=unpaced))
 
-    async def _generate(self, reply: ResponseReply, record: Record) -> None:
+    async def _generate(self, reply: ResponseReply, record: Record, *, unpaced: bool) -> None:
         """Generate a response in the background, at the pace of the service."""
         state, stored = self.state, reply.stored
         gate = state.gates[stored.deployment] if is_paced_manually(stored.deployment) else None
-        pause = 1 / state.tokens_per_second if state.tokens_per_second else 0.0
+        pause = 1 / state.tokens_per_second if state.tokens_per_second and not unpaced else 0.0
         due = time.monotonic() + state.time_to_first_token
         tokens = 0
         for step in reply.events(finish=True):
@@ -170,7 +177,9 @@ class Responses(Wire):
             if not after.removeprefix("-").isdecimal():
                 message = "Invalid type for 'starting_after': expected an integer."
                 return invalid_request("invalid_type", message, "starting_after")
-            return FollowingReply(stored.reply, int(after))
+            following = FollowingReply(stored.reply, int(after))
+            following.obfuscate = request.query.get("include_obfuscation") != "false"
+            return following
 
         return await self._respond_stored(request, make, streams=streams)
 
