@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema_rs
 import openai
 import pytest
 
@@ -21,9 +23,12 @@ from local.model_service import (
     ModelService,
     Record,
     faults,
+    schema_values,
     steps,
     text_generation,
 )
+from local.model_service.answers import SCHEMA_ERRORS
+from local.model_service.patterns import text_for_pattern
 
 ROOT = Path(__file__).parent.parent
 KEY = {"api-key": "a-key"}
@@ -853,3 +858,108 @@ def test_only_the_first_ending_of_a_record_counts() -> None:
     record.end("fault")
     record.end("aborted")
     assert record.ended == "fault"
+
+
+SCHEMAS: list[Any] = [
+    {"type": "integer", "exclusiveMinimum": 0, "maximum": 1},
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5},
+    {"type": "number", "multipleOf": 0.25, "minimum": 0.1, "maximum": 2},
+    {"type": "integer", "multipleOf": 5, "minimum": 7, "maximum": 12},
+    {"type": "number", "maximum": -10},
+    {"type": "integer", "maximum": -10},
+    {"type": "string", "minLength": 50},
+    {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"},
+    {"type": "string", "format": "date", "minLength": 3},
+    {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 4},
+    {"type": "array", "items": {"enum": ["a", "b", "c"]}, "uniqueItems": True, "minItems": 3},
+    {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False, "minItems": 2},
+    {"type": "array", "maxItems": 1, "items": {"type": "string"}},
+    {"type": "array"},
+    {"type": "object", "required": ["x"], "additionalProperties": {"type": "integer"}},
+    {"type": "object", "minProperties": 2, "additionalProperties": {"type": "integer"}},
+    {"type": ["string", "null"]},
+    {"type": ["null", "integer"]},
+    {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+            {"properties": {"b": {"type": "integer"}}, "required": ["b"]},
+        ]
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "allOf": [{"properties": {"b": {"const": 3}}, "required": ["b"]}],
+    },
+    {"properties": {"a": {"type": "string"}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    {
+        "type": "object",
+        "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "required": ["next"],
+        "additionalProperties": False,
+    },
+    {"const": None},
+    {"enum": [None, 1]},
+    True,
+    {},
+    {"$defs": {"a/b": {"type": "integer"}}, "$ref": "#/$defs/a~1b"},
+    {
+        "type": "object",
+        "properties": {"id": {"type": "string", "format": "uuid"}, "when": {"type": "string", "format": "date-time"}},
+        "required": ["id"],
+    },
+    {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}, "required": ["kids"]},
+    {
+        "oneOf": [
+            {"type": "object", "properties": {"k": {"const": "x"}}, "required": ["k"]},
+            {"type": "object", "properties": {"k": {"const": "y"}}, "required": ["k"]},
+        ]
+    },
+    {"definitions": {"c": {"type": "string"}}, "type": "object", "properties": {"c": {"$ref": "#/definitions/c"}}},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+def test_values_are_valid_by_their_schema(schema: Any) -> None:
+    for prompt in ("a story about rivers", "hello", "a", "numbers 1"):
+        value = schema_values.value_for_schema(schema, prompt)
+        jsonschema_rs.validate(schema, value)
+        assert value == schema_values.value_for_schema(schema, prompt)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 3, "maximum": 2},
+        {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 3},
+        {"type": "string", "pattern": "(?=a)b"},
+        {"type": "string", "pattern": "("},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}},
+    ],
+    ids=json.dumps,
+)
+def test_no_value_for_a_schema_that_nothing_is_valid_by(schema: Any) -> None:
+    with pytest.raises(SCHEMA_ERRORS):
+        schema_values.value_for_schema(schema, "hello")
+
+
+PATTERNS = (
+    r"^[A-Z]{3}-\d{4}$",
+    r"^(foo|bar)+$",
+    r"^[^@\s]+@[^@\s]+\.[a-z]{2,}$",
+    r"^(a|b)\1$",
+    r"\w+",
+    r"^.{3}$",
+    r"^#?([a-f0-9]{6}|[a-f0-9]{3})$",
+    r"^(?:\+?\d{1,3})?[- ]?\(?\d{3}\)?$",
+    r"^\S+ \D \W$",
+    r"^(?>ab?+)c*?[^x]$",
+    "^é[^a]$",
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_text_for_a_pattern_matches_it(pattern: str) -> None:
+    texts = {text_for_pattern(pattern, random.Random(seed)) for seed in range(50)}
+    assert all(re.search(pattern, text) for text in texts)
+    assert len(texts) > 1

@@ -149,7 +149,7 @@ STREAMS: dict[str, list[bytes]] = {
                 model="m",
                 choices=[
                     chat_completions.Choice(
-                        (), "tool_calls", chat_completions.ToolCall("weather", ['{"city', '":"Köln"}'])
+                        (), "tool_calls", [chat_completions.ToolCall("weather", ['{"city', '":"Köln"}'])]
                     ),
                     chat_completions.Choice(["one", "two", "three"], "length"),
                 ],
