@@ -749,6 +749,7 @@ async def test_control_by_http(service: ModelService, http: aiohttp.ClientSessio
         assert response.headers["x-ms-client-request-id"] == "mine"
         state = (await control("release?tokens=3"))[1]
         assert state["open_requests"] == 1
+        assert state["stored_responses"] == 0
         await service.wait_for(lambda one: one.requests[-1].tokens == 3)
     await service.wait_for(lambda one: one.requests[-1].ended == "aborted")
     async with http.get(f"{service.origin}/control/requests?limit=2") as response:

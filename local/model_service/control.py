@@ -55,6 +55,7 @@ class Control:
                 "requests": state.request_count,
                 "endings": Counter(record.ended for record in state.requests),
                 "tokens": sum(record.tokens for record in state.requests),
+                "stored_responses": len(state.responses),
                 "tokens_per_second": state.tokens_per_second,
                 "faults": state.faults,
                 "identity_calls": len(state.identity.calls),

@@ -104,26 +104,29 @@ class ResponseReply(Reply):
         repeated = {name: default if body.get(name) is None else body[name] for name, default in _REPEATED.items()}
         reasoning = {"effort": None, "summary": None} | (body.get("reasoning") or {})
         text = body.get("text") or {}
-        return repeated | {
-            "id": self.id,
-            "object": "response",
-            "created_at": self.created,
-            "status": status,
-            "completed_at": self.stored.completed_at if status == "completed" else None,
-            "content_filters": self._content_filters() if generated and "filter" not in self._left_out else None,
-            "error": answer.error if status == "failed" else None,
-            "frequency_penalty": 0.0,
-            "incomplete_details": {"reason": answer.incomplete_reason} if status == "incomplete" else None,
-            "model": self.model,
-            "moderation": None,
-            "output": self.output() if status in ("completed", "incomplete") else [],
-            "presence_penalty": 0.0,
-            "reasoning": reasoning,
-            "service_tier": "default" if generated else "auto",
-            "text": {"verbosity": "medium"} | text | {"format": self._format()},
-            "tools": [_tool(tool) for tool in body.get("tools") or []],
-            "usage": self.usage() if status in ("completed", "incomplete") and "usage" not in self._left_out else None,
-        }
+        first = {"id": self.id, "object": "response", "created_at": self.created, "status": status}
+        return (
+            first
+            | repeated
+            | {
+                "completed_at": self.stored.completed_at if status == "completed" else None,
+                "content_filters": self._content_filters() if generated and "filter" not in self._left_out else None,
+                "error": answer.error if status == "failed" else None,
+                "frequency_penalty": 0.0,
+                "incomplete_details": {"reason": answer.incomplete_reason} if status == "incomplete" else None,
+                "model": self.model,
+                "moderation": None,
+                "output": self.output() if status in ("completed", "incomplete") else [],
+                "presence_penalty": 0.0,
+                "reasoning": reasoning,
+                "service_tier": "default" if generated else "auto",
+                "text": {"verbosity": "medium"} | text | {"format": self._format()},
+                "tools": [_tool(tool) for tool in body.get("tools") or []],
+                "usage": self.usage()
+                if status in ("completed", "incomplete") and "usage" not in self._left_out
+                else None,
+            }
+        )
 
     def output(self) -> list[Document]:
         """The output items."""
@@ -315,10 +318,11 @@ class ResponseReply(Reply):
         return around
 
     def _number(self, payload: bytes) -> bytes:
-        """The payload with the next sequence number."""
+        """The payload with the next sequence number behind its type."""
         if not self.numbered:
             return payload
-        numbered = b'%b,"sequence_number":%d}' % (payload[:-1], self.sequence_number)
+        behind = payload.index(b'"', len(b'{"type":"')) + 1
+        numbered = b'%b,"sequence_number":%d%b' % (payload[:behind], self.sequence_number, payload[behind:])
         self.sequence_number += 1
         return numbered
 

@@ -91,7 +91,8 @@ class Responses(Wire):
             return problem.response
         except SCHEMA_ERRORS:
             # All that can be wrong here is a JSON schema.
-            return invalid_request("invalid_json_schema", "Invalid schema.", "text.format.schema")
+            param = "tools" if body.get("tools") else "text.format.schema"
+            return invalid_request("invalid_json_schema", "Invalid schema.", param)
         cached = previous.reply.total_tokens if previous else 0
         reply = ResponseReply(
             body,
