@@ -541,6 +541,17 @@ async def test_the_filter_stops_an_answer(service: ModelService, http: aiohttp.C
     assert (whole["finish_reason"], whole["message"]["content"]) == ("content_filter", "one two")
 
 
+async def test_a_refusal(service: ModelService) -> None:
+    messages: list[Any] = [{"role": "user", "content": "x"}]
+    async with openai.AsyncOpenAI(base_url=service.url, api_key="k", max_retries=0) as client:
+        whole = (await client.chat.completions.create(model="fault-refusal", messages=messages)).choices[0].message
+        async with client.chat.completions.stream(model="fault-refusal", messages=messages) as stream:
+            streamed = (await stream.get_final_completion()).choices[0].message
+    assert whole.refusal == streamed.refusal == "I'm sorry, but I can't help with that."
+    assert not whole.content
+    assert not streamed.content
+
+
 @pytest.mark.parametrize(
     ("name", "text", "tail"),
     [

@@ -42,6 +42,7 @@ AZURE_MEMBERS = {
     "ResponseTextDeltaEvent": {"obfuscation"},
     "ResponseFunctionCallArgumentsDeltaEvent": {"obfuscation"},
     "ResponseReasoningSummaryTextDeltaEvent": {"obfuscation"},
+    "ResponseRefusalDeltaEvent": {"obfuscation"},
 }
 EVENT_CLASSES: dict[str, type[pydantic.BaseModel]] = {
     get_args(kind.model_fields["type"].annotation)[0]: kind for kind in get_args(get_args(ResponseStreamEvent)[0])
@@ -744,6 +745,7 @@ async def test_what_becomes_of_a_response_whose_stream_breaks(
     kept = await client.responses.retrieve(seen[0].response.id)
     assert kept.status == status
     assert kept.output_text == (WORDS if status == "completed" else "")
+    assert (kept.error is not None) == (status == "failed")
 
 
 async def test_what_is_forgotten_or_stopped_is_generated_no_more(
@@ -874,6 +876,21 @@ async def test_the_filter_and_the_limit_stop_an_answer(service: ModelService, ht
         assert service.requests[-1].ended == "complete"
 
 
+async def test_a_refusal(service: ModelService, http: aiohttp.ClientSession) -> None:
+    events = await stream(http, service, ask(model="fault-refusal"))
+    assert types_of(events)[3:] == [
+        "content_part.added",
+        "refusal.delta",
+        "refusal.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    (part,) = events[-1].response.output[0].content
+    assert part.refusal == "".join(event.delta for event in events if event.type == "response.refusal.delta")
+    assert part.refusal == "I'm sorry, but I can't help with that."
+
+
 async def test_what_faults_leave_out(service: ModelService, http: aiohttp.ClientSession) -> None:
     async def types(fault: str) -> list[str]:
         events = await raw_events(http, service, ask(model=f"fault-{fault}"))
@@ -897,6 +914,8 @@ async def test_what_faults_leave_out(service: ModelService, http: aiohttp.Client
     assert (await types("end-midway-2"))[-1] == "output_text.delta"
     usage = (await stream(http, service, ask(model="fault-no-usage")))[-1].response
     assert usage.usage is None
+    output = await stream(http, service, ask(model="fault-no-output"))
+    assert (output[-1].response.output, text_of(output)) == ([], WORDS)
     filters = (await stream(http, service, ask(model="fault-no-filter")))[-1].response
     assert filters.model_extra["content_filters"] is None
     _, text = await post(http, service, ask(model="fault-no-sequence"))
@@ -1038,6 +1057,8 @@ async def test_the_dated_api(service: ModelService, http: aiohttp.ClientSession)
         await azure.responses.delete(made.id)
         assert [model.id for model in (await azure.models.list()).data] == ["gpt-5.4-mini"]
     assert {record.auth for record in service.requests} == {"key"}
+    async with http.post(service.origin + "/v1/responses", json=ask()) as response:
+        assert response.status == 200
     path = f"{service.origin}/openai/deployments/mine/responses"
     async with http.post(path + "?api-version=2025-04-01-preview", json={"input": f"say: {WORDS}"}) as response:
         assert (await response.json())["model"] == "mine"

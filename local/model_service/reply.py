@@ -105,6 +105,10 @@ class Reply(ABC):
         """Let the token limit stop each choice after so many tokens."""
         raise NotImplementedError
 
+    def refuse(self) -> None:
+        """Let the text of each choice be the reason why the model refuses."""
+        raise NotImplementedError
+
     def fail(self, tokens: int, code: str | None, message: str) -> None:
         """Let the answer fail after so many tokens, as the wire reports that in a response of status 200."""
         raise NotImplementedError

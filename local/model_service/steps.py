@@ -13,7 +13,7 @@ class Headers:
     """Send the status line and the headers."""
 
 
-type TokenKind = Literal["text", "arguments", "reasoning"]
+type TokenKind = Literal["text", "arguments", "reasoning", "refusal"]
 
 
 @dataclass(frozen=True, slots=True)

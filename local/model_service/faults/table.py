@@ -152,6 +152,13 @@ FAULTS: dict[str, Fault] = {
             wires=STREAMING,
         ),
         Fault(
+            "refusal",
+            "the model refuses",
+            text=texts.refusal,
+            reply=lambda reply, _: reply.refuse(),
+            wires=STREAMING,
+        ),
+        Fault(
             "error-first",
             "an error object as the first event",
             steps=only(error_event, done=True),
@@ -287,6 +294,12 @@ FAULTS: dict[str, Fault] = {
             "previous-unknown",
             "400, code previous_response_not_found",
             error=error_responses.previous_response_missing,
+            wires=RESPONSES,
+        ),
+        Fault(
+            "no-output",
+            "no output items in the terminal event, though they were streamed",
+            reply=lambda reply, _: reply.leave_out("content"),
             wires=RESPONSES,
         ),
         Fault("no-deltas", "the text in the closing events only", steps=step_changes.without_tokens, wires=RESPONSES),

@@ -29,6 +29,11 @@ def no_token(_: Arguments) -> Sequence[str]:
     return ()
 
 
+def refusal(_: Arguments) -> Sequence[str]:
+    """Why the model refuses."""
+    return text_generation.tokenize("I'm sorry, but I can't help with that.")
+
+
 @lru_cache(maxsize=4)
 def _prose(size: int) -> list[str]:
     """Tokens of prose, `size` bytes of UTF-8 (at most a character less)."""

@@ -6,7 +6,7 @@ its prompt filter's results come first, in a chunk of empty `choices`, and every
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
@@ -149,6 +149,12 @@ class Choice:
     finish_reason: str
     calls: Sequence[ToolCall] = ()
     filtered: Mapping[str, str] = field(default_factory=dict)
+    refused: bool = False
+
+    @property
+    def kind(self) -> TokenKind:
+        """What its tokens are."""
+        return "arguments" if self.calls else "refusal" if self.refused else "text"
 
     @property
     def written(self) -> Sequence[tuple[str, int]]:
@@ -252,8 +258,13 @@ class ChatReply(Reply):
             Choice(choice.tokens[:tokens], "content_filter", filtered={"violence": "medium"}) for choice in self.choices
         ]
 
+    def refuse(self) -> None:
+        self.choices = [replace(choice, refused=True) for choice in self.choices]
+
     def stop_by_limit(self, tokens: int) -> None:
-        self.choices = [Choice(choice.tokens[:tokens], "length") for choice in self.choices]
+        self.choices = [
+            replace(choice, tokens=choice.tokens[:tokens], finish_reason="length") for choice in self.choices
+        ]
 
     # One document
 
@@ -271,6 +282,8 @@ class ChatReply(Reply):
 
     def _whole_choice(self, index: int, choice: Choice) -> Document:
         message: Document = {"annotations": [], "content": "".join(choice.tokens), "refusal": None, "role": "assistant"}
+        if choice.refused:
+            message |= {"content": None, "refusal": message["content"]}
         if choice.calls:
             calls = [
                 {
@@ -307,7 +320,7 @@ class ChatReply(Reply):
                 if call > begun[index]:
                     begun[index] = call
                     yield self.call(index, call)
-                yield Token(text, index, "arguments" if self.choices[index].calls else "text", call)
+                yield Token(text, index, self.choices[index].kind, call)
         for index in range(len(self.choices)):
             yield self.finish(index)
         if self.include_usage:
@@ -399,6 +412,8 @@ class ChatReply(Reply):
         delta: Document = {"content": mark}
         if token.kind == "arguments":
             delta = {"tool_calls": [{"function": {"arguments": mark}, "index": token.part}]}
+        elif token.kind == "refusal":
+            delta = {"refusal": mark}
         filtered = filter_results() if self.filter_each_token and token.kind == "text" else {}
         whole = self.delta(delta, token.choice, content_filter_results=filtered)
         before, after = whole.split(as_json(mark, escape=self.escape))

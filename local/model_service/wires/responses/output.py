@@ -59,6 +59,7 @@ class Message:
     top_logprobs: int | None = None
     id: str = field(default_factory=lambda: new_id("msg"))
     complete: bool = True
+    refused: bool = False
 
     @property
     def count(self) -> int:
@@ -81,6 +82,8 @@ class Message:
     def part(self, *, empty: bool = False) -> Document:
         """Its one content part."""
         tokens = () if empty else self.tokens
+        if self.refused:
+            return {"type": "refusal", "refusal": "".join(tokens)}
         logprobs = [self.logprob(token, with_bytes=True) for token in tokens] if self.top_logprobs is not None else []
         return {"type": "output_text", "annotations": [], "logprobs": logprobs, "text": "".join(tokens)}
 

@@ -39,6 +39,7 @@ _DELTAS = {
     "text": b"response.output_text.delta",
     "arguments": b"response.function_call_arguments.delta",
     "reasoning": b"response.reasoning_summary_text.delta",
+    "refusal": b"response.refusal.delta",
 }
 _PADDING = b"q7Zk2VxR9mTc4LwE"
 
@@ -65,7 +66,7 @@ class ResponseReply(Reply):
         self._cached_tokens = cached_tokens
         self._characters = characters  # of the prompt
         self._left_out: frozenset[EventKind] = frozenset()
-        self._error_reported = False
+        self._reported_error: tuple[str, str] | None = None  # code and message
         self._around_token: dict[tuple[int, str, int], tuple[bytes, bytes]] = {}
 
     @property
@@ -83,6 +84,10 @@ class ResponseReply(Reply):
 
     def stop_by_limit(self, tokens: int) -> None:
         self.answer = self.answer.cut(tokens, "incomplete", incomplete_reason="max_output_tokens")
+
+    def refuse(self) -> None:
+        items = [replace(item, refused=True) if isinstance(item, Message) else item for item in self.answer.items]
+        self.answer = replace(self.answer, items=items)
 
     def fail(self, tokens: int, code: str | None, message: str) -> None:
         error = None if code is None else {"code": code, "message": message}
@@ -116,7 +121,9 @@ class ResponseReply(Reply):
                 "incomplete_details": {"reason": answer.incomplete_reason} if status == "incomplete" else None,
                 "model": self.model,
                 "moderation": None,
-                "output": self.output() if status in ("completed", "incomplete") else [],
+                "output": self.output()
+                if status in ("completed", "incomplete") and "content" not in self._left_out
+                else [],
                 "presence_penalty": 0.0,
                 "reasoning": reasoning,
                 "service_tier": "default" if generated else "auto",
@@ -188,8 +195,8 @@ class ResponseReply(Reply):
             return
         if aborted:
             self.stored.cancel(int(time.time()))
-        elif self._error_reported:
-            self.stored.finish("failed", int(time.time()))
+        elif self._reported_error:
+            self.fail(0, *self._reported_error)
         self.finish()
 
     # As a stream
@@ -252,12 +259,15 @@ class ResponseReply(Reply):
         at = {"item_id": item.id, "output_index": index, "content_index": 0}
         yield self._event("role", "response.content_part.added", at, part=item.part(empty=True))
         for text in item.tokens:
-            yield Token(text, index)
+            yield Token(text, index, "refusal" if item.refused else "text")
         if not ends:
             return
         part = item.part()
-        logprobs = [item.logprob(token) for token in item.tokens] if item.top_logprobs is not None else []
-        yield self._event("close", "response.output_text.done", at, text=part["text"], logprobs=logprobs)
+        if item.refused:
+            yield self._event("close", "response.refusal.done", at, refusal=part["refusal"])
+        else:
+            logprobs = [item.logprob(token) for token in item.tokens] if item.top_logprobs is not None else []
+            yield self._event("close", "response.output_text.done", at, text=part["text"], logprobs=logprobs)
         yield self._event("close", "response.content_part.done", at, part=part)
         yield self._item_event("done", index, item)
 
@@ -312,7 +322,8 @@ class ResponseReply(Reply):
             delta["summary_index"] = token.part
         elif isinstance(item, Message):
             delta["content_index"] = 0
-            delta["logprobs"] = [item.logprob(token.text)] if item.top_logprobs is not None else []
+            if token.kind == "text":
+                delta["logprobs"] = [item.logprob(token.text)] if item.top_logprobs is not None else []
         before, after = as_json(delta | {"delta": mark}, escape=self.escape).split(as_json(mark, escape=self.escape))
         around = self._around_token[token.choice, token.kind, token.part] = (before, after)
         return around
@@ -330,7 +341,7 @@ class ResponseReply(Reply):
 
     def error_event(self, code: str = "server_error", message: str = "The server had an error.") -> Event:
         """Azure's form: the error in an object of its own, not beside the type (earendil-works/pi#7983)."""
-        self._error_reported = True
+        self._reported_error = (code, message)
         kind = "too_many_requests" if code == "rate_limit_exceeded" else code
         error = {"type": kind, "code": code, "message": message, "param": None}
         return self._event("odd", "error", {}, error=error)
