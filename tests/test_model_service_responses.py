@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import copy
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, get_args
@@ -490,6 +492,7 @@ async def test_compaction_keeps_what_the_user_wrote(service: ModelService, http:
         ),
         (ask([{"type": "item_reference", "id": "msg_0"}]), 400, None, "input"),
         (ask(tools=[{"type": "function", "function": {}}]), 400, "missing_required_parameter", "tools[0].name"),
+        (ask(tools=[{"type": "hammer"}]), 400, "invalid_value", "tools[0].type"),
         (ask(tools=[{}]), 400, "missing_required_parameter", "tools[0].type"),
         (
             ask("x", tools=[{"type": "function", "name": "f", "parameters": {"$ref": "#"}}]),
@@ -1065,3 +1068,74 @@ async def test_the_dated_api(service: ModelService, http: aiohttp.ClientSession)
     assert service.requests[-1].deployment == "mine"
     async with http.post(path, json={"input": "x"}) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (404, "404")
+
+
+# ── Whatever a request contains ──────────────────────────────────────────────────────────────────────────────────────
+
+EVERYTHING: dict[str, Any] = {
+    "model": "gpt-5.4-mini",
+    "input": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "call every tool"},
+                {"type": "input_image", "image_url": "https://example.com/a.png"},
+                {"type": "input_file", "file_data": "AAAA", "filename": "a"},
+            ],
+        },
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "x"}, {"type": "refusal", "refusal": "y"}],
+        },
+        {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "q"}]},
+        {"role": "user", "content": "again"},
+    ],
+    "instructions": "be brief",
+    "tools": [WEATHER, {"type": "web_search"}],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]},
+    "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "metadata": {"a": "b"},
+    "include": ["reasoning.encrypted_content"],
+    "max_output_tokens": 99,
+    "top_logprobs": 3,
+}
+JUNK: tuple[Any, ...] = (None, 7, -1, 1.5, "", "x", True, [], {}, [1], ["x"], [{}], {"a": 1}, {"type": 7}, 10**30)
+STATEFUL = (
+    {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
+    {"type": "item_reference", "id": "msg_1"},
+    {"type": "compaction", "encrypted_content": "zz"},
+)
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of all values within a document."""
+    if place:
+        yield place
+    for name in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[name], (*place, name))
+
+
+async def test_whatever_a_request_contains_is_answered_or_rejected(
+    service: ModelService, http: aiohttp.ClientSession
+) -> None:
+    dice = random.Random(11)
+    statuses = []
+    for round_number in range(400):
+        body = copy.deepcopy(EVERYTHING)
+        if round_number % 10 == 0:
+            body["input"].insert(0, dict(dice.choice(STATEFUL)))
+        for _ in range(dice.choice((0, 1, 1, 2))):
+            *path, last = dice.choice([place for place in places(body) if place != ("model",)])
+            parent: Any = body
+            for step in path:
+                parent = parent[step]
+            parent[last] = dice.choice(JUNK)
+        status, text = await post(http, service, body)
+        statuses.append(status)
+        document = json.loads(text)
+        assert status == 200 or document["error"]["message"], body
+        assert status == 400 or document["status"] in ("completed", "incomplete")
+    assert set(statuses) == {200, 400}

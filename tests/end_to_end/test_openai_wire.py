@@ -527,8 +527,9 @@ def check_error_members(document: dict[str, Any], code: str | None, kind: str) -
 
 
 TYPES: Final = {400: "invalid_request_error", 404: "invalid_request_error", 429: "rate_limit_error"}
-# Outcomes other than those of `/stream`: the model service's own error about the request is passed on.
-OF_THIS_WIRE: Final = {"400": Refused(400, "invalid_value")}
+# Outcomes other than those of `/stream`: the model service's own error about the request is passed on, and a refusal is
+# no content.
+OF_THIS_WIRE: Final = {"400": Refused(400, "invalid_value"), "refusal": Complete("")}
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,11 @@ class _Reader:
         for member in _REQUIRED.get(kind, ()):
             if item.get(member) is None:
                 raise missing(f"{self.at}.{member}")
-        item = {"type": kind, **item}
+        for member in ("id", "call_id", "name", "arguments", "encrypted_content"):
+            if not isinstance(item.get(member, ""), str | None):
+                at = f"{self.at}.{member}"
+                raise RequestError("invalid_type", f"Invalid type for '{at}': expected a string.", at)
+        item = {**item, "type": kind}
         match kind:
             case "message":
                 return self.message(item)

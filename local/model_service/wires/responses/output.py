@@ -170,14 +170,15 @@ class Answer:
         return replace(self, items=items, status=status, **members)
 
 
-def answer(body: Document, messages: Sequence[Document], fixed_answer: Sequence[str] | None, seal: Seal) -> Answer:
+def answer(body: Document, prompt: Prompt, fixed_answer: Sequence[str] | None, seal: Seal) -> Answer:
     """What the model answers to a valid request; raises one of `answers.SCHEMA_ERRORS` for an impossible schema."""
-    prompt = _prompt(body, messages)
     include = body.get("include") or []
     items: list[OutputItem] = []
     if reasoning_tokens := REASONING_TOKENS if _reasons(body) else 0:
-        sealed = seal.seal(text_generation.last_user_text(messages)[:1000])
-        items.append(Reasoning(_summary(body, messages), sealed if "reasoning.encrypted_content" in include else None))
+        sealed = seal.seal(text_generation.last_user_text(prompt.messages)[:1000])
+        items.append(
+            Reasoning(_summary(body, prompt.messages), sealed if "reasoning.encrypted_content" in include else None)
+        )
     if fixed_answer is None and (calls := answers.tool_calls(prompt)):
         items += [Call(call.name, call.arguments, call.id) for call in calls]
     else:
@@ -194,7 +195,8 @@ def answer(body: Document, messages: Sequence[Document], fixed_answer: Sequence[
     return whole.cut(summary + limit - reasoning_tokens, "incomplete", incomplete_reason="max_output_tokens")
 
 
-def _prompt(body: Document, messages: Sequence[Document]) -> Prompt:
+def prompt(body: Document, messages: Sequence[Document]) -> Prompt:
+    """The request with its conversation as the model sees it; raises `RequestError`."""
     functions = [
         Function(tool["name"], tool.get("parameters")) for tool in body.get("tools") or [] if tool["type"] == "function"
     ]
@@ -203,7 +205,7 @@ def _prompt(body: Document, messages: Sequence[Document]) -> Prompt:
         named = [choice, *(choice.get("tools") or [])]
         allowed = {one.get("name") for one in named if one.get("type") == "function"}
         functions = [one for one in functions if one.name in allowed]
-        choice = choice.get("mode", "required")
+        choice = choice.get("mode") or "required"
     wanted = (body.get("text") or {}).get("format") or {}
     if wanted.get("type") == "json_object" and not any("json" in str(message).lower() for message in messages):
         raise RequestError(
@@ -234,7 +236,7 @@ def _wanted_summary(body: Document) -> str | None:
     return wanted.get("summary") or wanted.get("generate_summary")
 
 
-def _summary(body: Document, messages: Sequence[Document]) -> list[list[str]]:
+def _summary(body: Document, messages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     kind = _wanted_summary(body)
     if kind is None:
         return []

@@ -61,7 +61,7 @@ class ResponseReply(Reply):
         self.stored = StoredResponse(self.id, body["model"], body.get("background") is True, body.get("stream") is True)
         self.obfuscate = (body.get("stream_options") or {}).get("include_obfuscation") is not False
         self.paced = not self.stored.background
-        self.on_begin: Callable[[], None] = lambda: None
+        self.on_begin: Callable[[], None] = _nothing
         self._prompt_tokens = prompt_tokens
         self._cached_tokens = cached_tokens
         self._characters = characters  # of the prompt
@@ -74,7 +74,8 @@ class ResponseReply(Reply):
         return [] if self.stored.background else [self.answer.count]
 
     def begin(self) -> None:
-        self.on_begin()
+        begin, self.on_begin = self.on_begin, _nothing  # it refers to the response before this one, which may go
+        begin()
 
     # Changes by faults
 
@@ -381,6 +382,10 @@ class FollowingReply(ResponseReply):
     def stream(self) -> Iterator[Step]:
         yield Headers()
         yield from self.follow(self.after)
+
+
+def _nothing() -> None:
+    """Begin nothing."""
 
 
 def _tool(tool: Document) -> Document:

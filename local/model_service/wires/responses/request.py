@@ -51,10 +51,40 @@ class _Text(msgspec.Struct):
 
 
 class _Tool(msgspec.Struct):
-    type: str
+    type: Literal[
+        "function",
+        "custom",
+        "file_search",
+        "web_search",
+        "web_search_2025_08_26",
+        "web_search_preview",
+        "web_search_preview_2025_03_11",
+        "computer",
+        "computer_use_preview",
+        "mcp",
+        "code_interpreter",
+        "image_generation",
+        "local_shell",
+        "shell",
+        "apply_patch",
+        "tool_search",
+        "namespace",
+    ]
     name: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class _NamedTool(msgspec.Struct):
+    type: str
+    name: str | None = None
+
+
+class _ToolChoice(msgspec.Struct):
+    type: str
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: list[_NamedTool] | None = None
 
 
 class _StreamOptions(msgspec.Struct):
@@ -97,7 +127,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     text: _Text | None = None
     tools: list[_Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | _ToolChoice | None = None
     truncation: Literal["auto", "disabled"] | None = None
     user: str | None = None
     safety_identifier: str | None = None

@@ -3,8 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from aiohttp import web
 
@@ -51,7 +50,7 @@ class Responses(Wire):
         yield from self._routes(DATED, dated)
         yield web.post(f"{DEPLOYMENT}/responses", dated(self._create))
 
-    def _routes(self, base: str, wrap: Any) -> Iterator[web.RouteDef]:
+    def _routes(self, base: str, wrap: Callable[[Handler], Handler]) -> Iterator[web.RouteDef]:
         one = f"{base}/responses/{{response_id}}"
         routes: tuple[tuple[str, str, Handler], ...] = (
             ("POST", f"{base}/responses", self._create),
@@ -86,9 +85,11 @@ class Responses(Wire):
             if tokens > CONTEXT_TOKENS and body.get("truncation") != "auto":
                 return context_length_exceeded()
             fixed_answer = self.state.fixed_answer(record.deployment, injections)
-            answer = output.answer(body, messages or [{"role": "user", "content": ""}], fixed_answer, self.seal)
+            prompt = output.prompt(body, messages or [{"role": "user", "content": ""}])
         except RequestError as problem:
             return problem.response
+        try:
+            answer = output.answer(body, prompt, fixed_answer, self.seal)
         except SCHEMA_ERRORS:
             # All that can be wrong here is a JSON schema.
             param = "tools" if body.get("tools") else "text.format.schema"
@@ -227,7 +228,13 @@ class Responses(Wire):
 
         return await self._respond_stored(request, make)
 
-    async def _respond_stored(self, request: web.Request, make: Any, *, streams: bool = False) -> web.StreamResponse:
+    async def _respond_stored(
+        self,
+        request: web.Request,
+        make: Callable[[StoredResponse], Reply | ErrorResponse],
+        *,
+        streams: bool = False,
+    ) -> web.StreamResponse:
         """Respond with what `make` makes of the stored response with the id in the path."""
         response_id = request.match_info["response_id"]
         auth, error = self.state.authenticate(request)
@@ -239,7 +246,12 @@ class Responses(Wire):
             message = f"Response with id '{response_id}' not found."
             error = error_response(404, None, message, kind="invalid_request_error")
         record = self.state.record(request, {}, auth, deployment=stored.deployment if stored else "")
-        return await self.respond(request, record, lambda _: make(stored), error=error, streams=streams, by_name=False)
+
+        def reply(_: Sequence[Injection]) -> Reply | ErrorResponse:
+            assert stored is not None  # else there is an error
+            return make(stored)
+
+        return await self.respond(request, record, reply, error=error, streams=streams, by_name=False)
 
     # ── Without a response ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -285,7 +297,7 @@ class Responses(Wire):
 
         return await self._respond_document(request, make)
 
-    async def _respond_document(self, request: web.Request, make: Any) -> web.StreamResponse:
+    async def _respond_document(self, request: web.Request, make: Callable[[Document], Document]) -> web.StreamResponse:
         """Respond with what `make` makes of the body."""
         body, record, error = await self.accept(request)
 
