@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import copy
+import gc
 import json
 import random
 import time
@@ -241,9 +242,10 @@ async def test_the_token_limit_ends_a_response_as_incomplete(
     events = await stream(http, service, ask(model="o3", max_output_tokens=66))
     assert text_of(events) == "one two"
     assert events[-1].response.usage.output_tokens == 66
-    spent = (await stream(http, service, ask(model="o3", max_output_tokens=20)))[-1].response
-    assert [item.type for item in spent.output] == ["reasoning"]
-    assert spent.usage.output_tokens == spent.usage.output_tokens_details.reasoning_tokens == 20
+    for limit in (20, 64):
+        spent = (await stream(http, service, ask(model="o3", max_output_tokens=limit)))[-1].response
+        assert [item.type for item in spent.output] == ["reasoning"]
+        assert spent.usage.output_tokens == spent.usage.output_tokens_details.reasoning_tokens == limit
 
 
 async def test_reasoning_and_its_summary(service: ModelService, http: aiohttp.ClientSession) -> None:
@@ -390,6 +392,10 @@ async def test_a_conversation_is_remembered(service: ModelService, client: opena
     assert long.usage is not None
     assert chained.usage is not None
     assert chained.usage.input_tokens_details.cached_tokens == long.usage.total_tokens // 128 * 128
+    short = await client.responses.create(model="m", input="say:" + " word" * 300)
+    chained = await client.responses.create(model="m", input="and?", previous_response_id=short.id)
+    assert chained.usage is not None
+    assert chained.usage.input_tokens_details.cached_tokens == 0, "a prompt of less than 1024 tokens is not cached"
 
 
 async def test_encrypted_reasoning_is_of_one_account(service: ModelService, http: aiohttp.ClientSession) -> None:
@@ -531,7 +537,9 @@ async def test_error_responses(
 
 
 async def test_a_prompt_beyond_the_context(service: ModelService, http: aiohttp.ClientSession) -> None:
-    long = " word" * 272_000
+    overhead = text_generation.count_prompt_tokens([{"role": "user", "content": ""}])
+    assert (await post(http, service, ask(" word" * (272_000 - overhead))))[0] == 200
+    long = " word" * (272_001 - overhead)
     status, text = await post(http, service, ask(long))
     assert (status, json.loads(text)["error"]["code"]) == (400, "context_length_exceeded")
     response = (await stream(http, service, ask(long, truncation="auto")))[-1].response
@@ -593,6 +601,26 @@ async def test_the_oldest_responses_are_forgotten(
     assert (await client.responses.retrieve(large.id)).id == large.id
     service.reset()
     assert len(service.responses) == 0
+
+
+async def test_a_chain_counts_as_what_it_keeps(
+    service: ModelService, client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_responses, "MAX_BYTES", 80_000)
+    first = await client.responses.create(model="m", input="say: x" + " " * 30_000)
+    await client.responses.create(model="m", input="say: y" + " " * 30_000, previous_response_id=first.id)
+    assert len(service.responses) == 1, "the second one keeps the first one's items as well"
+
+
+async def test_what_is_forgotten_is_freed(client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_responses, "MAX_RESPONSES", 1)
+    gc.collect()
+    before = sum(isinstance(one, stored_responses.StoredResponse) for one in gc.get_objects())
+    previous: str | None = None
+    for _ in range(6):
+        previous = (await client.responses.create(model="m", input="x", previous_response_id=previous)).id
+    gc.collect()
+    assert sum(isinstance(one, stored_responses.StoredResponse) for one in gc.get_objects()) <= before + 2
 
 
 async def test_input_items_are_listed_in_pages(client: openai.AsyncOpenAI) -> None:
@@ -785,6 +813,30 @@ async def test_a_flood_in_the_background_is_not_paced(client: openai.AsyncOpenAI
     assert len([event async for event in made]) > 5000
 
 
+async def test_a_document_whose_caller_disconnects_is_cancelled(
+    service: ModelService, client: openai.AsyncOpenAI
+) -> None:
+    service.time_to_first_token = 60
+    request = asyncio.create_task(client.responses.create(model="m", input="x"))
+    await service.wait_for(lambda it: len(it.responses))
+    request.cancel()
+    await service.wait_for(lambda it: it.requests[0].ended == "aborted")
+    assert [one.status for one in service.responses] == ["cancelled"]
+
+
+async def test_a_fault_of_one_connection_concerns_no_other(
+    service: ModelService, client: openai.AsyncOpenAI, http: aiohttp.ClientSession
+) -> None:
+    body = ask("say: 🌿", model="fault-escaped+no-sequence", background=True)
+    _, text = await post(http, service, body)
+    assert b'"delta":"\\ud83c\\udf3f"' in text
+    assert b"sequence_number" not in text
+    async with http.get(f"{service.url}responses/{next(one.id for one in service.responses)}?stream=true") as response:
+        text = await response.read()
+    assert '"delta":"🌿"'.encode() in text
+    assert [event["sequence_number"] for event in parsed(text)] == list(range(10))
+
+
 async def test_the_pace_in_the_background(client: openai.AsyncOpenAI, service: ModelService) -> None:
     service.tokens_per_second, service.time_to_first_token = 100, 0.1
     began = time.monotonic()
@@ -814,6 +866,20 @@ async def test_a_response_fails(service: ModelService, http: aiohttp.ClientSessi
     assert checked(json.loads(text), Response).error.code == code
     async with http.get(f"{service.url}responses/{response.id}") as kept:
         assert checked(await kept.json(), Response).status == "failed"
+
+
+async def test_a_failure_within_a_summary(service: ModelService, http: aiohttp.ClientSession) -> None:
+    reasoning = {"effort": "low", "summary": "auto"}
+    whole = await stream(http, service, ask(model="o3", reasoning=reasoning))
+    first = [event for event in whole if getattr(event, "summary_index", None) == 0 and event.type.endswith("delta")]
+    events = await stream(http, service, ask(model=f"fault-failed-server-error-{len(first) + 1}", reasoning=reasoning))
+    assert types_of(events)[-5:] == [
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "failed",
+    ]
 
 
 async def test_failures_in_the_background(client: openai.AsyncOpenAI) -> None:

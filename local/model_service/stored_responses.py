@@ -129,3 +129,7 @@ class ResponseStore:
 
     def __len__(self) -> int:
         return len(self._responses)
+
+    def __iter__(self) -> Iterator[StoredResponse]:
+        """The responses, the oldest first."""
+        return iter(tuple(self._responses.values()))

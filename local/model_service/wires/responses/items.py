@@ -56,15 +56,13 @@ def normalized(given: str | Sequence[Document] | None, find: FindItem, seal: Sea
 def check_calls(items: Iterable[Document]) -> None:
     """Raise `RequestError` unless each function call has its output, and each output its call before it."""
     calls: dict[str, str] = {}  # those that wait for an output
-    answered = set()
     for item in items:
         if item["type"] == "function_call":
             calls[item["call_id"]] = item["name"]
         elif item["type"] == "function_call_output":
             call = item["call_id"]
-            if calls.pop(call, None) is None and call not in answered:
+            if calls.pop(call, None) is None:
                 raise RequestError(None, f"No tool call found for function call output with call_id {call}.", "input")
-            answered.add(call)
     if calls:
         raise RequestError(None, f"No tool output found for function call {next(iter(calls))}.", "input")
 
