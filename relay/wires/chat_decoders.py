@@ -155,7 +155,7 @@ class _StreamDecoder:
     def _error(self, error: dict[str, Any]) -> Failed:
         """An error object in the stream; its text goes no further."""
         refusal = classify(error)
-        return self._failed(refusal.problem, refusal.reason)
+        return Failed(refusal.problem, refusal.reason, self.usage, error)
 
     def _failed(self, problem: Problem, reason: str) -> Failed:
         return Failed(problem, reason, self.usage)
