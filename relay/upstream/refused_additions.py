@@ -48,7 +48,7 @@ def take_back(refusal: Refusal, request: UpstreamRequest, refused: Refused) -> T
     additions = request.additions
     if additions is None or refusal.error is None or refusal.problem.code in _OTHER_REASONS:
         return None
-    error = _Error(refusal.error)
+    error = UpstreamError(refusal.error)
     usage = _usage_taken_back(error, request, additions)
     limit = _limit_taken_back(error, request, additions, context=refusal.problem.code == CONTEXT_LENGTH_EXCEEDED.code)
     now, lasting = usage | limit.refused, usage | limit.lasting
@@ -69,13 +69,13 @@ def without_blame(refusal: Refusal, request: UpstreamRequest) -> Refusal:
 def _names_an_addition(refusal: Refusal, additions: ChatAdditions | None) -> bool:
     if additions is None or refusal.error is None or refusal.problem.code in _OTHER_REASONS:
         return False
-    error = _Error(refusal.error)
+    error = UpstreamError(refusal.error)
     if additions.adds_usage and not additions.stream_options and error.mentions(STREAM_OPTIONS):
         return True
     return not (additions.named_limits or additions.limit) and any(map(error.mentions, OUTPUT_LIMITS))
 
 
-def _usage_taken_back(error: "_Error", request: UpstreamRequest, additions: ChatAdditions) -> Refused:
+def _usage_taken_back(error: "UpstreamError", request: UpstreamRequest, additions: ChatAdditions) -> Refused:
     """Of options that the caller sent, only the one that was added to them is taken back."""
     options = request.parameters.get(STREAM_OPTIONS)
     added = additions.adds_usage and isinstance(options, dict) and "include_usage" in options
@@ -85,33 +85,41 @@ def _usage_taken_back(error: "_Error", request: UpstreamRequest, additions: Chat
 
 
 def _limit_taken_back(
-    error: "_Error", request: UpstreamRequest, additions: ChatAdditions, *, context: bool
+    error: "UpstreamError", request: UpstreamRequest, additions: ChatAdditions, *, context: bool
 ) -> TakenBack:
     sent = {name: limit for name in OUTPUT_LIMITS if isinstance(limit := request.parameters.get(name), int)}
-    added = [name for name in sent if name not in additions.named_limits]
     value = max(sent.values(), default=0)
-    about_limit = error.about_limit(value)
-    if additions.caps and about_limit:
-        # Where the prompt and the limit together exceed the context, what is left of it is less than the limit: without
-        # the limit the answer is capped all the same. Another prompt may leave more, so that it is not remembered.
-        left_out = TakenBack(NOTHING if additions.named_limits else Refused(frozenset(OUTPUT_LIMITS)), NOTHING)
-        unknown = any(map(_UNKNOWN.search, about_limit))
-        if not unknown and any(map(_WITH_PROMPT.search, error.statements)):
-            return left_out
-        if (most := _bound(_BOUNDS, about_limit, value)) is not None:
-            return TakenBack(Refused(most=most), Refused(most=most))
-        if not unknown:
-            if context or any(map(_CONTEXT.search, error.statements)):
-                return left_out
-            if (most := _bound(_VAGUE_BOUNDS, about_limit, value)) is not None:
-                return TakenBack(Refused(most=most), Refused(most=most))
-            if any(map(_TOO_LARGE.search, about_limit)):
-                return left_out
-    names = frozenset(_named(error, added))
+    too_large = _value_taken_back(error, value, additions, context=context)
+    if too_large is not None:
+        return too_large if additions.caps else _NO_CHANGE  # a limit of the caller's is the caller's to lower
+    names = frozenset(_named(error, [name for name in sent if name not in additions.named_limits]))
     return TakenBack(Refused(names), Refused(names))
 
 
-def _named(error: "_Error", added: list[str]) -> list[str]:
+def _value_taken_back(
+    error: "UpstreamError", value: int, additions: ChatAdditions, *, context: bool
+) -> TakenBack | None:
+    """The limit lowered or left out, where the error is about its height; None where it is about anything else."""
+    about_limit = error.about_limit(value)
+    if not about_limit:
+        return None
+    # Where the prompt and the limit together exceed the context, what is left of it is less than the limit: without
+    # the limit the answer is capped all the same. Another prompt may leave more, so that it is not remembered.
+    left_out = TakenBack(NOTHING if additions.named_limits else Refused(frozenset(OUTPUT_LIMITS)), NOTHING)
+    unknown = any(map(_UNKNOWN.search, about_limit))
+    if not unknown and any(map(_WITH_PROMPT.search, error.statements)):
+        return left_out
+    most = _bound(_BOUNDS, about_limit, value)
+    if most is None and not unknown:
+        if context or any(map(_CONTEXT.search, error.statements)):
+            return left_out
+        most = _bound(_VAGUE_BOUNDS, about_limit, value)
+        if most is None and any(map(_TOO_LARGE.search, about_limit)):
+            return left_out
+    return None if most is None else TakenBack(Refused(most=most), Refused(most=most))
+
+
+def _named(error: "UpstreamError", added: list[str]) -> list[str]:
     """Those of the added names that the error is about; some errors name the right one as well."""
     right = {found[1] for statement in error.statements for found in _INSTEAD.finditer(statement)}
     named = [name for name in added if error.mentions(name) and name not in right]
@@ -183,8 +191,11 @@ def _bound(patterns: tuple[re.Pattern[str], ...], statements: list[str], value: 
     return None
 
 
-class _Error:
-    """An upstream's error in whatever form: OpenAI's object, a validator's list, a text.
+_NO_CHANGE: Final = TakenBack(NOTHING, NOTHING)
+
+
+class UpstreamError:
+    """The words of an upstream's error, in whatever form: OpenAI's object, a validator's list, a text.
 
     `statements` are its sentences in lower case, or the object as a whole where it names a parameter; `parameters` are
     what its members `param` and `loc` name.

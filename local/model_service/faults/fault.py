@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from local.model_service.errors import ErrorResponse
 from local.model_service.reply import Reply
@@ -27,6 +28,9 @@ class Fault:
     text: Callable[[Arguments], Sequence[str]] | None = None  # the answer, as tokens
     content_type: str | None = None
     unpaced: bool = False
+    refuse: Callable[[dict[str, Any], Arguments], ErrorResponse | None] | None = None  # the request, by its body
+    lenient: bool = False  # no request is invalid
+    ignored: frozenset[str] = frozenset()  # parameters that have no effect
     breaks: bool = False  # the response is not complete and correct: its record ends as "fault"
 
 

@@ -71,6 +71,8 @@ class GenerationWire(Wire):
             for injection in injections:
                 if error is None and injection.fault.error:
                     error = injection.fault.error(injection.arguments)
+                if error is None and injection.fault.refuse:
+                    error = injection.fault.refuse(record.body, injection.arguments)
             reply = error or await self._valid_reply(request, record, injections)
             if isinstance(reply, ErrorResponse):
                 record.status = reply.status
@@ -92,9 +94,12 @@ class GenerationWire(Wire):
     async def _valid_reply(
         self, request: web.Request, record: Record, injections: Sequence[Injection]
     ) -> Reply | ErrorResponse:
-        error = self.validate(record.body)
+        lenient = any(injection.fault.lenient for injection in injections)
+        error = None if lenient else self.validate(record.body)
         if error is None:
-            return self.reply(record.body, self.state.fixed_answer(record.deployment, injections))
+            ignored = {name for injection in injections for name in injection.fault.ignored}
+            body = {name: value for name, value in record.body.items() if name not in ignored}
+            return self.reply(body, self.state.fixed_answer(record.deployment, injections))
         # What a fault does before the headers, it does to a request with such an error as well.
         steps: Iterator[Step] = iter((Headers(),))
         for injection in injections:

@@ -128,8 +128,8 @@ TOO_LARGE: Final[dict[str, Any]] = {
     # Gitlawb/openclaude#331
     "Volcengine": {
         "code": "InvalidParameter",
-        "message": "The parameter `max_completion_tokens` specified in the request are not valid: integer above maximum "
-        "value, expected a value <= 12288, but got 16384 instead. Request id: 0217752964393142fa50af54af66c5cfb9",
+        "message": "The parameter `max_completion_tokens` specified in the request are not valid: integer above "
+        "maximum value, expected a value <= 12288, but got 16384 instead. Request id: 0217752964393142fa50af54",
         "param": "max_completion_tokens",
         "type": "BadRequest",
     },
@@ -205,8 +205,8 @@ NO_ROOM: Final[dict[str, Any]] = {
     },
     "vLLM before": {
         "object": "error",
-        "message": "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is "
-        "8192 tokens and your request has 30 input tokens (16384 > 8192 - 30).",
+        "message": "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length "
+        "is 8192 tokens and your request has 30 input tokens (16384 > 8192 - 30).",
         "type": "BadRequestError",
         "param": None,
         "code": 400,
@@ -328,6 +328,11 @@ class TestLimit:
         sent = request(output_limits={NEW: 16383})
         assert taken_back(error, sent) is None
 
+    @cases({**TOO_LARGE, **NO_ROOM})
+    def test_a_limit_of_the_callers_that_is_too_large_is_the_callers(self, error: Any) -> None:
+        sent = request(limit=CAP, both_limits=True)
+        assert taken_back(error, sent) is None
+
     @cases(TOO_LARGE)
     def test_a_limit_of_the_callers_above_the_cap_is_lowered(self, error: Any) -> None:
         assert taken_back(error, request(output_limits={NEW: 10**6})) == lasting(most=12288)
@@ -339,7 +344,7 @@ class TestLimit:
 
     def test_the_name_of_a_limit_that_has_none_of_the_callers(self) -> None:
         assert taken_back(UNKNOWN_LIMIT["OpenAI"], request(limit=7)) == lasting(NEW)
-        assert taken_back(openai("max_completion_tokens: 7 > 5"), request(limit=7)) == lasting(NEW)
+        assert taken_back(openai("max_completion_tokens: 7 > 5"), request(limit=7)) is None
 
     def test_a_name_added_beside_the_callers(self) -> None:
         sent = request(output_limits={NEW: 7}, both_limits=True)
