@@ -267,6 +267,8 @@ class Failover:
         """Note that the current backend refused and that another may be asked."""
         if self.backend is not None:
             self.backend.record_refusal(refusal)
+            if self._trial and (cooling_down := self.backend.cooling_down()) is not None:
+                self._refusals.append(cooling_down)  # it knows when to try again, where the refusal does not
         self._refusals.append(refusal)
 
     def release(self) -> None:
