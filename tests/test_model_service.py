@@ -540,7 +540,7 @@ async def test_every_fault_in_the_table(
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
     assert record.fault == name
-    if fault.error or record.status == 429:
+    if fault.error or record.status in (400, 429):  # the second by the request's own size
         assert (record.ended, broken) == ("fault", False)
         assert record.status is not None
         assert record.status >= 400 or fault.name in ("html-always", "error-document")

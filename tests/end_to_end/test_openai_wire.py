@@ -343,7 +343,8 @@ async def test_members_are_sent_upstream_unchanged(
     assert answer.status_code == 200, answer.text
     sent = msgspec.json.decode(upstream.bodies[0], type=dict[str, msgspec.Raw])
     assert {name: bytes(sent[name]).decode() for name in members} == members
-    assert set(sent) - set(members) == ({"stream_options"} if stream == "true" else set())
+    assert set(sent) - set(members) == ({"stream_options", "max_tokens"} if stream == "true" else {"max_tokens"})
+    assert bytes(sent["max_tokens"]) == b"5", "the caller's limit, under the name that other servers know"
 
 
 async def test_half_a_surrogate_pair_is_sent_upstream(
@@ -375,11 +376,12 @@ async def test_the_callers_headers_are_not_sent_upstream(
 @pytest.mark.parametrize(
     ("given", "sent"),
     [
-        ({}, {"max_completion_tokens": OUTPUT_LIMIT}),
-        ({"max_tokens": None}, {"max_completion_tokens": OUTPUT_LIMIT}),
+        ({}, dict.fromkeys(("max_completion_tokens", "max_tokens"), OUTPUT_LIMIT)),
+        ({"max_tokens": None}, dict.fromkeys(("max_completion_tokens", "max_tokens"), OUTPUT_LIMIT)),
         ({"max_tokens": 7}, {"max_tokens": 7}),
         ({"max_tokens": OUTPUT_LIMIT + 1}, {"max_tokens": OUTPUT_LIMIT}),
-        ({"max_completion_tokens": 10**30}, {"max_completion_tokens": OUTPUT_LIMIT}),
+        ({"max_completion_tokens": 7}, {"max_completion_tokens": 7, "max_tokens": 7}),
+        ({"max_completion_tokens": 10**30}, dict.fromkeys(("max_completion_tokens", "max_tokens"), OUTPUT_LIMIT)),
         (
             {"max_completion_tokens": OUTPUT_LIMIT, "max_tokens": 5000},
             {"max_completion_tokens": OUTPUT_LIMIT, "max_tokens": OUTPUT_LIMIT},
