@@ -1,8 +1,14 @@
-"""`GET /ready`: whether the app can serve. For each backend: token, role, deployment, an answer; and the remedy."""
+"""`GET /ready`: whether the app can serve. For each backend: token, role, deployment, an answer; and the remedy.
+
+A probe is a real request in all but its conversation, which has no message: Azure checks the token, the role and the
+deployment, and refuses it before a token is generated. What a server that accepts it sends back is read up to its first
+output. Where the refusal is not about the empty conversation, one short message tells more.
+"""
 
 import asyncio
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -14,28 +20,37 @@ from relay.problems import (
     RATE_LIMITED,
     UPSTREAM_AUTH,
     UPSTREAM_ERROR,
+    UPSTREAM_INTERRUPTED,
     UPSTREAM_TIMEOUT,
     Problem,
 )
 from relay.settings import Identity, Settings
+from relay.streaming.events import Decoder, Done, Failed
+from relay.upstream.answer import Answer
 from relay.upstream.failures import Refusal
-from relay.upstream.pool import Backend, BackendPool
+from relay.upstream.pool import Adaptation, Backend, BackendPool
+from relay.upstream.refused_additions import UpstreamError, without_blame
 from relay.upstream.request import UpstreamRequest
-from relay.wires.chat_completions import UPSTREAM_PATH
+from relay.wires.chat_decoders import DocumentDecoder, TextDecoder
+from relay.wires.stream import StreamRequest
 
 _CACHE_SECONDS: Final = 10.0  # however often it is called, the model service is probed no more often than this
 _PROBE_TIMEOUT: Final = 15.0  # seconds that one backend is given to answer
 
-# A conversation without a message: the model service checks the token, the role and the deployment, and refuses it
-# before a token is generated.
-_PROBE: Final = UpstreamRequest(UPSTREAM_PATH, {"messages": [], "max_completion_tokens": 1}, stream=False)
 _NO_CHAT: Final = "OperationNotSupported"  # Azure's code for a deployment of a model that has no chat completions
+
+# What a refusal of an empty conversation is about: "[] is too short - 'messages'", "'messages' must not be empty".
+_ABOUT_THE_CONVERSATION: Final = re.compile(r"message|conversation|prompt|too[ _]short|empty|at least (?:1|one)")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The state of one backend: the checks that passed (`token`, `role`, `deployment`, `answers`; None: unknown, as an
-    earlier one failed), the code of what is wrong, and the remedy."""
+    earlier one failed), the code of what is wrong, the reason, and the remedy.
+
+    `refused_additions`: what the deployment does not take of what this app adds to a request. `proxy`: the address of
+    the proxy that leads to it.
+    """
 
     backend: str
     model: str
@@ -45,6 +60,9 @@ class Finding:
     answers: bool | None
     code: str | None = None
     remedy: str | None = None
+    reason: str | None = None
+    refused_additions: list[str] = field(default_factory=list)
+    proxy: str | None = None
 
     def members(self) -> dict[str, Any]:
         """As JSON members."""
@@ -60,7 +78,11 @@ class Finding:
             },
         }
         if self.code is not None:
-            members |= {"code": self.code, "remedy": self.remedy}
+            members |= {"code": self.code, "reason": self.reason, "remedy": self.remedy}
+        if self.refused_additions:
+            members["refused_additions"] = self.refused_additions
+        if self.proxy is not None:
+            members["proxy"] = self.proxy
         return members
 
 
@@ -72,6 +94,9 @@ class Readiness:
         self._probed_at = -_CACHE_SECONDS
         self._probing: asyncio.Task[list[Finding]] | None = None
         self._findings: list[Finding] = []
+        limit = pool.settings.max_output_tokens
+        self._short = StreamRequest(input=".").upstream_request(max_output_tokens=limit)
+        self._empty = replace(self._short, parameters={**self._short.parameters, "messages": []})
 
     async def document(self) -> tuple[int, bytes]:
         """The status, 200 when every model has a backend that answers and otherwise 503, and the document."""
@@ -102,32 +127,83 @@ class Readiness:
     async def _probe(self, backend: Backend) -> Finding:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
-                opened = await backend.open(_PROBE, "ready")
+                refusal = await self._ask(backend, self._empty)
+                if refusal is not None and _is_bad_request(refusal):
+                    refusal = None if _is_about_the_conversation(refusal) else await self._ask(backend, self._short)
         except TimeoutError:
-            opened = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_PROBE_TIMEOUT:g} s")
-        if not isinstance(opened, Refusal):
-            opened.close()  # a server that accepts an empty conversation
-            return self._finding(backend)
-        if opened.status in (400, 422) and (opened.problem.upstream_error or {}).get("code") != _NO_CHAT:
-            return self._finding(backend)  # refused for its emptiness, after all else was checked
-        return self._finding(backend, opened)
+            refusal = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_PROBE_TIMEOUT:g} s")
+        finding = self._finding(backend, refusal)
+        return replace(finding, refused_additions=backend.refused.descriptions(), proxy=backend.proxy)
 
-    def _finding(self, backend: Backend, refusal: Refusal | None = None) -> Finding:
+    async def _ask(self, backend: Backend, probe: UpstreamRequest) -> Refusal | None:
+        """What the backend refuses the probe with; None: it answers."""
+        adaptation = Adaptation(backend, probe)
+        while True:
+            opened = await backend.open(adaptation.request, "ready")
+            refusal = opened if isinstance(opened, Refusal) else await _refusal_in(opened)
+            if refusal is not None and adaptation.repeat_without(refusal):
+                continue
+            if refusal is None or _is_about_the_conversation(refusal):
+                adaptation.remember()
+                return refusal
+            return without_blame(refusal, probe)
+
+    def _finding(self, backend: Backend, refusal: Refusal | None) -> Finding:
         name, model = backend.settings.name, backend.settings.model
         if refusal is None:
             return Finding(name, model, token=True, role=True, deployment=True, answers=True)
-        problem, status = refusal.problem, refusal.status
+        problem, status, reason = refusal.problem, refusal.status, refusal.reason
         code, remedy = problem.code, _remedy(problem, refusal, backend, self._pool.settings)
         if code == UPSTREAM_AUTH.code and status is None:
-            return Finding(name, model, False, None, None, None, code, remedy)
+            return Finding(name, model, False, None, None, None, code, remedy, reason)
         if code == UPSTREAM_AUTH.code:
-            return Finding(name, model, True, False, None, None, code, remedy)
+            return Finding(name, model, True, False, None, None, code, remedy, reason)
         if code in (MODEL_NOT_FOUND.code, NOT_CONFIGURED.code, INVALID_REQUEST.code):
-            return Finding(name, model, True, True, False, None, code, remedy)
-        if status is None:
-            # Nothing came back: all that is known is that there was a token, where one is needed.
-            return Finding(name, model, True, None, None, False, code, remedy)
-        return Finding(name, model, True, True, True, False, code, remedy)
+            return Finding(name, model, True, True, False, None, code, remedy, reason)
+        if status is None or status == 200:
+            # Nothing came back, or nothing that a model service sends: all that is known is that there was a token,
+            # where one is needed.
+            return Finding(name, model, True, None, None, False, code, remedy, reason)
+        return Finding(name, model, True, True, True, False, code, remedy, reason)
+
+
+async def _refusal_in(answer: Answer) -> Refusal | None:
+    """What is wrong with an answer that has begun; None where its first output, or its end, is understood."""
+    decoder: Decoder | None = None
+    try:
+        while True:
+            chunk = await answer.read()
+            if decoder is None and (start := chunk.lstrip()):
+                decoder = DocumentDecoder() if start.startswith(b"{") else TextDecoder()
+            events = decoder.feed(chunk) if decoder is not None and chunk else []
+            if not chunk:
+                events = [(decoder or TextDecoder()).end()]
+            for event in events:
+                if isinstance(event, Failed):
+                    problem = UPSTREAM_ERROR if event.problem is UPSTREAM_INTERRUPTED else event.problem
+                    return Refusal(problem, event.reason, status=200, error=event.error)
+                if isinstance(event, Done) and event.document is not None and b'"choices"' not in event.document:
+                    return Refusal(UPSTREAM_ERROR, "the model service's answer is not a chat completion", status=200)
+                return None
+    except answer.connection_errors as error:
+        return Refusal(UPSTREAM_ERROR, f"the model service's answer broke off ({type(error).__name__})", status=200)
+    finally:
+        answer.close()
+
+
+def _is_bad_request(refusal: Refusal) -> bool:
+    return refusal.problem.code == INVALID_REQUEST.code and _code(refusal) != _NO_CHAT
+
+
+def _is_about_the_conversation(refusal: Refusal) -> bool:
+    """Whether a request was refused for its conversation, after all else was checked."""
+    if not _is_bad_request(refusal) or not isinstance(refusal.error, dict | list):
+        return False
+    return any(map(_ABOUT_THE_CONVERSATION.search, UpstreamError(refusal.error).statements))
+
+
+def _code(refusal: Refusal) -> object:
+    return (refusal.problem.upstream_error or {}).get("code")
 
 
 def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Settings) -> str:
@@ -142,8 +218,10 @@ def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Sett
             )
         case UPSTREAM_AUTH.code if identity is None:
             return (
-                "The model service refuses the key. Check the app setting AZURE_OPENAI_API_KEY, or remove it and let "
-                "the app sign in with its identity."
+                "The model service refuses the key, which was sent in the header "
+                f"{settings.api_key_header or 'Authorization'}. Check the app setting AZURE_OPENAI_API_KEY, or remove "
+                "it and let the app sign in with its identity. A gateway may look for the key in another header, such "
+                "as api-key or Ocp-Apim-Subscription-Key: set AZURE_OPENAI_API_KEY_HEADER."
             )
         case UPSTREAM_AUTH.code:
             whom = "your own account"
@@ -160,10 +238,18 @@ def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Sett
                 "AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS, or create it: Terraform variable "
                 "open_ai_instances[].models. A new deployment takes some minutes to appear."
             )
-        case INVALID_REQUEST.code:
+        case INVALID_REQUEST.code if _code(refusal) == _NO_CHAT:
             return (
                 f"The deployment {deployment} is of a model that has no chat completions: name another one in the app "
                 "setting AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS."
+            )
+        case INVALID_REQUEST.code if not isinstance(refusal.error, dict | list):
+            return _ADDRESS_REMEDY
+        case INVALID_REQUEST.code:
+            return (
+                f"The deployment {deployment} refuses even a request with one short message: check that it is a model "
+                "with chat completions, or name another one in the app setting AZURE_OPENAI_DEPLOYMENTS or "
+                "AZURE_OPENAI_BACKENDS."
             )
         case NOT_CONFIGURED.code:
             return (
@@ -175,6 +261,14 @@ def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Sett
                 "The deployment is at its limit. Wait, raise its capacity (Terraform: open_ai_instances[].models[]"
                 ".capacity, in thousands of tokens a minute), or add a deployment of the model on another account."
             )
+        case UPSTREAM_ERROR.code if refusal.status == 200:
+            return _ADDRESS_REMEDY
+        case UPSTREAM_ERROR.code if refusal.status is None and backend.proxy is not None:
+            return (
+                f"The model service can't be reached through the proxy {backend.proxy} that the environment names: "
+                "check the proxy, or list the model service's host in NO_PROXY, and check the address in "
+                "AZURE_OPENAI_ENDPOINT or AZURE_OPENAI_BACKENDS."
+            )
         case UPSTREAM_ERROR.code if refusal.status is None:
             return (
                 "The model service can't be reached: check the address in AZURE_OPENAI_ENDPOINT or "
@@ -184,6 +278,12 @@ def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Sett
             return "The model service does not answer in time: check that the network leads to it, then its status."
         case _:
             return "The model service fails. If this lasts, look at Azure's service health for the account's region."
+
+
+_ADDRESS_REMEDY: Final = (
+    "What answers at this address is not a model service's API: check AZURE_OPENAI_ENDPOINT or AZURE_OPENAI_BACKENDS, "
+    "and that no sign-in page or proxy answers in its place. It must be an Azure OpenAI account or end in /v1."
+)
 
 
 def _sign_in_remedy(identity: Identity | None) -> str:

@@ -15,6 +15,9 @@ import msgspec
 
 AZURE_TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"  # noqa: S105 (a scope's name, not a secret)
 
+# Servers that need no key still want the header to be there; clients of such servers send a placeholder like this.
+NO_KEY: Final = "none"
+
 # Azure's own hosts: only these are sent this app's Entra token unless a setting says otherwise.
 AZURE_HOSTS: Final = (
     ".openai.azure.com",
@@ -57,6 +60,16 @@ class BackendSettings:
     model: str
     priority: int = 1
 
+    @property
+    def both_limits(self) -> bool:
+        """Whether the output limit is sent under both of its names.
+
+        Azure OpenAI and OpenAI know `max_completion_tokens` for every model, and refuse the two together. Of the other
+        servers some ignore it, so that it would limit nothing.
+        """
+        host = urlsplit(self.endpoint).hostname or ""
+        return not (host == "api.openai.com" or host.endswith((*AZURE_HOSTS, ".api.openai.com")))
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -74,12 +87,14 @@ class Identity:
 class Settings:
     """The app's settings. Times are in seconds, sizes in bytes.
 
+    `api_key_header` is the header that the key is sent in; None: as a bearer token in `Authorization`.
     `failover_after`: how long a deployment may be silent before its answer's headers until the next one is asked; None:
     until the silence timeout ends the stream.
     """
 
     backends: tuple[BackendSettings, ...]
     api_key: str | None = field(default=None, repr=False)
+    api_key_header: str | None = None
     identity: Identity | None = None
     commit_wait: float = 5.0
     ping_interval: float = 15.0
@@ -103,6 +118,7 @@ class Settings:
         settings = cls(
             backends=backends,
             api_key=parser.key("AZURE_OPENAI_API_KEY"),
+            api_key_header=parser.key_header("AZURE_OPENAI_API_KEY_HEADER"),
             identity=parser.identity(backends),
             commit_wait=parser.seconds("COMMIT_WAIT_SECONDS", cls.commit_wait, least=0, most=60),
             ping_interval=parser.seconds("PING_INTERVAL_SECONDS", cls.ping_interval, least=0.05, most=200),
@@ -156,6 +172,17 @@ class _Parser:
         if key and not _KEY.fullmatch(key):
             self.add_error(setting, "must be a key as the portal shows it: letters, digits and signs, without spaces.")
         return key or None
+
+    def key_header(self, setting: str) -> str | None:
+        """None for `Authorization`, in which a key is a bearer token."""
+        name = self.text(setting)
+        if not name:
+            return None
+        if not _HEADER.fullmatch(name) or name.lower() in _HEADERS_IN_USE:
+            self.add_error(setting, f"must be the name of a header that carries the key, {_HEADER_EXAMPLE}")
+        elif not self.text("AZURE_OPENAI_API_KEY"):
+            self.add_error(setting, "remove it, or set AZURE_OPENAI_API_KEY: only a key is sent in this header.")
+        return None if name.lower() == "authorization" else name
 
     def add_error(self, setting: str, message: str) -> None:
         self.errors.append(SettingError(setting, message))
@@ -298,6 +325,30 @@ class _Parser:
 
 # Valid in a header, a URL and a JSON string alike.
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")  # RFC 9110, section 5.1
+_HEADER_EXAMPLE: Final = "for example api-key or Ocp-Apim-Subscription-Key."
+# The headers that every request has, or that concern the connection.
+_HEADERS_IN_USE: Final = frozenset(
+    (
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "x-ms-client-request-id",
+    )
+)
 _NAME: Final = re.compile(r"[^\x00-\x20\x22,\x5c\x7f-\U0010ffff]{1,256}")
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
 _HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\.?$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?\.?")

@@ -184,6 +184,16 @@ def log_setting_error(setting: str, message: str) -> None:
     _print({"event": "not_configured", "setting": setting, "message": message})
 
 
+def log_refused_additions(backend: str, refused: list[str]) -> None:
+    """Log which of this app's additions a deployment refuses."""
+    _print({"event": "refused_additions", "relay.backend": backend, "relay.refused_additions": refused})
+
+
+def log_proxy(proxy: str) -> None:
+    """Log that requests to the model service go through a proxy, whose address has no credentials in it."""
+    _print({"event": "proxy", "relay.proxy": proxy})
+
+
 def log_rejection(request_id: str, invocation_id: str, code: str) -> None:
     """Log a request that was rejected before a backend was asked."""
     _print(

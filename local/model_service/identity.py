@@ -45,13 +45,13 @@ class IdentityEndpoint:
         if failure:
             return json_response({"statusCode": failure, "message": "No token for this request."}, failure)
         token = f"local.{secrets.token_urlsafe(48)}.{len(self.issued)}"
-        expires = time.time() + self.lifetime
+        expires = math.ceil(time.time() + self.lifetime)  # whole seconds, as it is told
         self.issued[token] = expires
         return json_response(
             {
                 "access_token": token,
                 "client_id": request.query.get("client_id", "00000000-0000-0000-0000-000000000000"),
-                "expires_on": str(math.ceil(expires)),
+                "expires_on": str(expires),
                 "resource": request.query["resource"],
                 "token_type": "Bearer",
             }

@@ -36,7 +36,8 @@ class ServiceState:
     """Settings, plans and records.
 
     `tokens_per_second` 0 means no pause at all: then `tokens_per_write` tokens are written together. `api_key`: the one
-    that is accepted, any when None; `accept_token` the same for bearer tokens; `require_issued_token`: only tokens that
+    that is accepted, any when None; `key_header`: the only header that it is accepted in; `accept_token` the same for
+    bearer tokens; `require_issued_token`: only tokens that
     the identity endpoint issued and that have not expired.
 
     All of them, `faults`, `answers` and `identity` may be changed at any time; a change holds for the next request.
@@ -52,6 +53,7 @@ class ServiceState:
         tokens_per_write: int = 64,
         deployments: Sequence[str] = (),
         api_key: str | None = None,
+        key_header: str | None = None,
         accept_token: str | None = None,
         require_issued_token: bool = False,
         identity: IdentityEndpoint | None = None,
@@ -61,6 +63,7 @@ class ServiceState:
         self.tokens_per_write = tokens_per_write
         self.deployments = tuple(dict.fromkeys((DEFAULT_DEPLOYMENT, *deployments)))
         self.api_key = api_key
+        self.key_header = key_header
         self.accept_token = accept_token
         self.require_issued_token = require_issued_token
         self.identity = identity or IdentityEndpoint()
@@ -151,7 +154,9 @@ class ServiceState:
 
     def authenticate(self, request: web.Request) -> tuple[Credential | None, ErrorResponse | None]:
         """Which credential the request carries, and the error if it is not accepted."""
-        key = request.headers.get("api-key")
+        key = request.headers.get(self.key_header or "api-key")
+        if not key and self.key_header is not None:
+            return None, wrong_key()
         if key:
             accepted = self.api_key is None or hmac.compare_digest(key.encode(), self.api_key.encode())
             return "key", None if accepted and not self.require_issued_token else wrong_key()

@@ -1,6 +1,6 @@
 """What passes from the decoder of an answer to its encoder: `Text` or `Verbatim`, then one `Done` or `Failed`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.problems import Problem
@@ -43,11 +43,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answer ended without being complete; `reason` is for the log, never for the caller."""
+    """The answer ended without being complete; `reason` is for the log, never for the caller.
+
+    `error` is the upstream's error as it came, where there was one; it goes nowhere.
+    """
 
     problem: Problem
     reason: str
     usage: Usage | None = None
+    error: object = field(default=None, repr=False, compare=False)
 
 
 Event = Text | Done | Failed

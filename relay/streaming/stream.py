@@ -25,8 +25,9 @@ from relay.streaming.events import Decoder, Done, Encoder, Failed, Text
 from relay.streaming.watchdog import Watchdog
 from relay.telemetry import Record, error_location, report
 from relay.upstream.answer import Answer
-from relay.upstream.failures import Refusal, retryable
+from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend, Failover
+from relay.upstream.refused_additions import without_blame
 from relay.upstream.request import UpstreamRequest
 from relay.usage import Usage
 
@@ -195,14 +196,19 @@ class Stream:
                 self._answer = opened
                 terminal = await self._read(opened)
                 if isinstance(terminal, Done):
+                    self._failover.record_answer()
                     backend.record_success()
                     return terminal
-                if self._output_begun or not retryable(terminal.problem):
+                if self._output_begun:
                     return terminal
                 self._abort_answer()
-                opened = Refusal(self._problem_before_output(terminal), terminal.reason)
+                opened = Refusal(self._problem_before_output(terminal), terminal.reason, error=terminal.error)
+            if self._failover.repeat_without(opened):
+                self._record.refusals.append(f"{backend.settings.name}: {opened.reason}; repeated without an addition")
+                continue
+            opened = without_blame(opened, self._request)
             if not opened.retryable:
-                return Failed(opened.problem, opened.reason)
+                return Failed(opened.problem, opened.reason, self._decoder.usage)
             self._record.refusals.append(f"{backend.settings.name}: {opened.reason}")
             self._failover.record_refusal(opened)
         outcome = self._failover.outcome()
@@ -213,7 +219,7 @@ class Stream:
         timeout = self._settings.failover_after if self._failover.has_more() else None
         try:
             async with asyncio.timeout(timeout):
-                return await backend.open(self._request, self._caller.request_id)
+                return await backend.open(self._failover.adapted(self._request), self._caller.request_id)
         except TimeoutError:
             return Refusal(UPSTREAM_TIMEOUT, f"silent for {timeout:g} s before its answer began")
         finally:
@@ -370,6 +376,7 @@ class Stream:
         if not self._output_begun:
             self._output_begun = True
             self._record.time_to_first_token = now - self._watchdog.started
+            self._failover.record_answer()
         elif now - self._last_output > self._record.largest_gap:
             self._record.largest_gap = now - self._last_output
         self._last_output = now

@@ -83,5 +83,6 @@ def _credential(identity: Identity) -> Any:
     settings.tracing_enabled = False  # a span of a token request would record its URL
 
     if identity.kind == "managed":
-        return ManagedIdentityCredential(client_id=identity.client_id)
+        # Its endpoint is the platform's own, on this machine: no proxy of the environment may see its secret header.
+        return ManagedIdentityCredential(client_id=identity.client_id, use_env_settings=False)
     return ChainedTokenCredential(AzureCliCredential(), AzureDeveloperCliCredential())

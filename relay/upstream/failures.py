@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relay.problems import (
@@ -36,13 +36,15 @@ class Refusal:
     """The model service gave no answer.
 
     `reason` is for the log, never for a caller. `retry_after`: seconds for which the backend asked not to be called,
-    bounded. `status`: the model service's HTTP status, where there was one.
+    bounded. `status`: the model service's HTTP status, where there was one. `error` is what it said, as it came: it can
+    hold anything and goes nowhere.
     """
 
     problem: Problem
     reason: str
     retry_after: float | None = None
     status: int | None = None
+    error: object = field(default=None, repr=False, compare=False)
 
     @property
     def retryable(self) -> bool:
@@ -128,10 +130,10 @@ def classify(
     elif problem is INVALID_REQUEST:
         problem = _bad_request(members, fields or {})
     if not retryable(problem) or problem.code == UPSTREAM_AUTH.code:
-        return Refusal(problem, reason, status=status)
+        return Refusal(problem, reason, status=status, error=error)
     if retry_after is not None and problem.code in (RATE_LIMITED.code, UPSTREAM_ERROR.code):
         problem = problem.with_retry_after(math.ceil(retry_after))
-    return Refusal(problem, reason, retry_after, status)
+    return Refusal(problem, reason, retry_after, status, error)
 
 
 def _name(error: dict[str, Any]) -> object:

@@ -1,14 +1,18 @@
 """The pool of backends (model deployments): the choice among them, fail-over, cool-down and probation.
 
-One request makes one pass over the backends of its model: by priority, then by load. A backend that asked not to be
-called for a while cools down for that long; one that failed without such a request is on probation for a moment, in
-which it is tried last.
+One request makes one pass over the backends of its model: by priority, then by load, equals in turns. A backend that
+failed is on probation for a moment, in which it is tried last. One that asked not to be called for a while cools down
+for that long: it gets no request that another backend could take, and of the others a trial now and then, as the pause
+may have been asked for one large request.
+
+A backend also remembers which of this app's additions its deployment refuses (`relay.upstream.refused_additions`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import math
 import threading
 import time
@@ -17,11 +21,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final, Self
 
 from relay import telemetry
-from relay.problems import MODEL_NOT_FOUND, NOT_CONFIGURED, RATE_LIMITED, UPSTREAM_TIMEOUT, FieldError, Problem
-from relay.settings import BackendSettings, Settings, SettingsError
+from relay.problems import (
+    MODEL_NOT_FOUND,
+    NOT_CONFIGURED,
+    RATE_LIMITED,
+    UPSTREAM_TIMEOUT,
+    FieldError,
+    Problem,
+)
+from relay.settings import NO_KEY, BackendSettings, Settings, SettingsError
 from relay.upstream.answer import Answer
+from relay.upstream.environment import remove_client_settings
 from relay.upstream.failures import Refusal
-from relay.upstream.request import UpstreamRequest
+from relay.upstream.refused_additions import take_back
+from relay.upstream.request import NOTHING, Refused, UpstreamRequest
 
 if TYPE_CHECKING:
     import aiohttp
@@ -33,8 +46,12 @@ if TYPE_CHECKING:
 _PROBATION: Final = 2.0
 _PROBATION_AFTER_TIMEOUT: Final = 30.0
 
-# Servers that need no key still want the header to be there; clients of such servers send a placeholder like this.
-_NO_KEY: Final = "none"
+# Seconds between the trials of a backend that cools down: twice as many after each, until it answers.
+_FIRST_TRIAL_PAUSE: Final = 1.0
+_LONGEST_TRIAL_PAUSE: Final = 30.0
+
+_REFUSED_FOR: Final = 3600.0  # seconds for which a deployment is remembered to refuse additions; then they are tried
+_MAX_REPEATS: Final = 4  # of one request to one backend; each takes back another addition
 
 
 class Backend:
@@ -50,17 +67,45 @@ class Backend:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
+        self.both_limits = settings.both_limits
         self.load = 0
         self._clients = clients
         self._clock = clock
+        self._turn = 0  # of the last request; the one whose turn is the longest ago comes first
         self._cool_down_until = 0.0
         self._probation_until = 0.0
         self._refusal: Refusal | None = None
+        self._on_trial = False
+        self._next_trial = 0.0
+        self._trial_pause = _FIRST_TRIAL_PAUSE
+        self._refused = NOTHING
+        self._refused_until = 0.0
 
     async def open(self, request: UpstreamRequest, request_id: str) -> Answer | Refusal:
         """Send `request`, after `BackendPool.connect`; returns when the answer's headers have arrived."""
         client = self._clients[self.settings.endpoint]
         return await client.open(request, self.settings.deployment, request_id)
+
+    @property
+    def proxy(self) -> str | None:
+        """The address of the proxy that leads to it, without credentials; known after `BackendPool.connect`."""
+        client = self._clients.get(self.settings.endpoint)
+        return None if client is None else client.proxy
+
+    @property
+    def refused(self) -> Refused:
+        """What the deployment refuses of this app's additions, as far as is known."""
+        if self._refused and self._clock() >= self._refused_until:
+            self._refused = NOTHING
+        return self._refused
+
+    def remember_refused(self, refused: Refused) -> None:
+        """Note additions that the deployment refuses, after it has answered a request without them; logged once."""
+        known = self.refused
+        if known | refused != known:
+            self._refused = known | refused
+            self._refused_until = self._clock() + _REFUSED_FOR
+            telemetry.log_refused_additions(self.settings.name, self._refused.descriptions())
 
     def record_refusal(self, refusal: Refusal) -> None:
         """Note a refusal that another backend may make good."""
@@ -76,8 +121,35 @@ class Backend:
         """Note a complete answer, which ends the probation."""
         self._probation_until = 0.0
 
+    def begin(self, turn: int) -> bool:
+        """Note that it is asked now, for the `turn`-th time of all; returns whether this is a trial."""
+        self.load += 1
+        self._turn = turn
+        if self.cooling_down() is None:
+            return False
+        self._on_trial = True
+        self._next_trial = self._clock() + self._trial_pause
+        self._trial_pause = min(2 * self._trial_pause, _LONGEST_TRIAL_PAUSE)
+        return True
+
+    def end(self, *, trial: bool) -> None:
+        """Note that what `begin` began is over."""
+        self.load -= 1
+        if trial:
+            self._on_trial = False
+
+    def end_cool_down(self) -> None:
+        """Note that a trial is answered."""
+        self._cool_down_until = 0.0
+        self._trial_pause = _FIRST_TRIAL_PAUSE
+        self._next_trial = 0.0
+
+    def can_be_tried(self) -> bool:
+        """Whether a request may be sent as a trial while it cools down: one at a time, and now and then."""
+        return not self._on_trial and self._clock() >= self._next_trial
+
     def cooling_down(self) -> Refusal | None:
-        """The refusal that it cools down after, with the time that is left; None when it may be asked."""
+        """The refusal that it cools down after, with the time that is left; None when it is not cooling down."""
         left = self._cool_down_until - self._clock()
         if left <= 0 or self._refusal is None:
             return None
@@ -88,13 +160,48 @@ class Backend:
             status=self._refusal.status,
         )
 
-    def rank(self) -> tuple[bool, int, int]:
-        """The sort key of a model's backends: those on probation last, then by priority, then by load."""
-        return (self._probation_until > self._clock(), self.settings.priority, self.load)
+    def rank(self) -> tuple[bool, int, int, int]:
+        """The sort key of a model's backends: those on probation last, then by priority, by load, and in turns."""
+        return (self._probation_until > self._clock(), self.settings.priority, self.load, self._turn)
+
+
+class Adaptation:
+    """One request to one backend, and which of this app's additions are left out of it.
+
+    `request` is the request to send now.
+    """
+
+    def __init__(self, backend: Backend, request: UpstreamRequest) -> None:
+        self._backend = backend
+        self._whole = request
+        self._refused = backend.refused
+        self._lasting = NOTHING
+        self._repeats = 0
+        self.request = self._without_refused()
+
+    def repeat_without(self, refusal: Refusal) -> bool:
+        """Whether to send `request` once more, now without what this refusal is about."""
+        taken_back = take_back(refusal, self.request, self._refused)
+        if taken_back is None or taken_back.refused == self._refused or self._repeats == _MAX_REPEATS:
+            return False
+        self._refused = taken_back.refused
+        self._lasting |= taken_back.lasting
+        self._repeats += 1
+        self.request = self._without_refused()
+        return True
+
+    def remember(self) -> None:
+        """Note that the deployment takes the request like this."""
+        self._backend.remember_refused(self._lasting)
+
+    def _without_refused(self) -> UpstreamRequest:
+        return self._whole.without(self._refused, both_limits=self._backend.both_limits)
 
 
 class Failover:
-    """One request's pass over the backends of its model. `attempts` counts those that were asked."""
+    """One request's pass over the backends of its model. `attempts` counts the requests that were sent."""
+
+    _turns = itertools.count(1)
 
     def __init__(self, model: str, backends: list[Backend]) -> None:
         self.model = model
@@ -102,36 +209,72 @@ class Failover:
         self._refusals: list[Refusal] = []
         self.backend: Backend | None = None
         self.attempts = 0
+        self._trial = False
+        self._tried = False
+        self._adaptation: Adaptation | None = None
+        self._repeat = False
 
     def next(self) -> Backend | None:
-        """The backend to ask now, counted in its load until `release`; None when all have refused."""
-        self.release()
-        while self._remaining:
-            backend = min(self._remaining, key=Backend.rank)
-            self._remaining.remove(backend)
-            if (cooling_down := backend.cooling_down()) is not None:
-                self._refusals.append(cooling_down)
-                continue
-            self.backend = backend
-            backend.load += 1
+        """The backend to ask now, counted in its load until `release`; None when all have refused.
+
+        Those that cool down come last, and at most one of them. After `repeat_without` it is the same one once more.
+        """
+        if self._repeat:
+            self._repeat = False
             self.attempts += 1
-            return backend
-        return None
+            return self.backend
+        self.release()
+        cooling_down = [backend for backend in self._remaining if backend.cooling_down() is not None]
+        ready = [backend for backend in self._remaining if backend not in cooling_down]
+        candidates = ready or ([] if self._tried else [it for it in cooling_down if it.can_be_tried()])
+        if not candidates:
+            self._refusals += [refusal for it in cooling_down if (refusal := it.cooling_down()) is not None]
+            self._remaining = []
+            return None
+        backend = self.backend = min(candidates, key=Backend.rank)
+        self._remaining.remove(backend)
+        self._trial = backend.begin(next(self._turns))
+        self._tried = self._tried or self._trial
+        self._adaptation = None
+        self.attempts += 1
+        return backend
 
     def has_more(self) -> bool:
         """Whether another backend is left that could be asked."""
-        return any(backend.cooling_down() is None for backend in self._remaining)
+        return any(it.cooling_down() is None or (not self._tried and it.can_be_tried()) for it in self._remaining)
+
+    def adapted(self, request: UpstreamRequest) -> UpstreamRequest:
+        """The request as the current backend's deployment takes it, as far as is known."""
+        if self._adaptation is None:
+            assert self.backend is not None  # noqa: S101 (a request is sent to the backend that `next` gave)
+            self._adaptation = Adaptation(self.backend, request)
+        return self._adaptation.request
+
+    def repeat_without(self, refusal: Refusal) -> bool:
+        """Whether the current backend is to be asked once more, without what it refused of this app's additions:
+        `next` and `adapted` then give the backend and the request."""
+        self._repeat = self._adaptation is not None and self._adaptation.repeat_without(refusal)
+        return self._repeat
+
+    def record_answer(self) -> None:
+        """Note that the current backend answers: what had to be left out is remembered, and a trial is passed."""
+        if self._adaptation is not None:
+            self._adaptation.remember()
+        if self.backend is not None and self._trial:
+            self.backend.end_cool_down()
 
     def record_refusal(self, refusal: Refusal) -> None:
         """Note that the current backend refused and that another may be asked."""
         if self.backend is not None:
             self.backend.record_refusal(refusal)
+            if self._trial and (cooling_down := self.backend.cooling_down()) is not None:
+                self._refusals.append(cooling_down)  # it knows when to try again, where the refusal does not
         self._refusals.append(refusal)
 
     def release(self) -> None:
         """Release the current backend: this request is no longer part of its load."""
         if self.backend is not None:
-            self.backend.load -= 1
+            self.backend.end(trial=self._trial)
             self.backend = None
 
     def outcome(self) -> Refusal:
@@ -193,13 +336,16 @@ class BackendPool:
         if self._clients:
             return  # another request was first
         self._session = connection.create_session(self.settings)
-        credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or _NO_KEY
+        credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or NO_KEY
         if self.settings.identity is not None:
             credential = self._token = connection.EntraToken(self.settings.identity)
-        self._clients.update(
-            (endpoint, connection.ModelServiceClient(endpoint, credential, self._session))
-            for endpoint in dict.fromkeys(entry.endpoint for entry in self.settings.backends)
-        )
+        for endpoint in dict.fromkeys(entry.endpoint for entry in self.settings.backends):
+            client = connection.ModelServiceClient(
+                endpoint, credential, self._session, key_header=self.settings.api_key_header
+            )
+            self._clients[endpoint] = client
+            if client.proxy is not None:
+                telemetry.log_proxy(client.proxy)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -212,4 +358,5 @@ class BackendPool:
 
 def _import_connection() -> ModuleType:
     """Import the module once; a second importer waits for the first (importlib's lock)."""
+    remove_client_settings()
     return importlib.import_module("relay.upstream.connection")

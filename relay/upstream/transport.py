@@ -6,7 +6,6 @@ such things, carry aiohttp's response; no private attribute is touched.
 
 import asyncio
 import contextlib
-import urllib.request
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Final
@@ -63,7 +62,8 @@ class StreamedAnswer:
 def create_session(settings: Settings) -> aiohttp.ClientSession:
     """The session that all model services share: its connections are kept and reused, without a limit of their number.
 
-    Only connecting is timed here; the silence of an answer is timed by its stream.
+    Only connecting is timed here; the silence of an answer is timed by its stream. Nothing is taken from the
+    environment: aiohttp would read a netrc file with the proxy's address; the transport is given its proxy.
     """
     reuse = aiohttp.TraceConfig()
     reuse.on_connection_reuseconn.append(_note_reuse)
@@ -72,7 +72,7 @@ def create_session(settings: Settings) -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(sock_connect=settings.upstream_connect_timeout),
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[reuse],
-        trust_env=bool(urllib.request.getproxies()),  # a company network's proxy; looked up once, as it is slow
+        trust_env=False,
     )
 
 
@@ -83,10 +83,16 @@ async def _note_reuse(
 
 
 class AiohttpTransport(httpx2.AsyncBaseTransport):
-    """Sends the openai client's requests through an aiohttp session."""
+    """Sends the openai client's requests through an aiohttp session, and through `proxy`, a URL, where there is one."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, proxy: str | None = None) -> None:
         self._session = session
+        self._proxy = None if proxy is None else yarl.URL(proxy)
+        self._proxy_headers: dict[str, str] = {}
+        if self._proxy is not None and self._proxy.raw_user is not None:
+            user, password = self._proxy.user or "", self._proxy.password or ""
+            self._proxy_headers["proxy-authorization"] = aiohttp.encode_basic_auth(user, password)
+            self._proxy = self._proxy.with_user(None)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
@@ -105,16 +111,21 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     async def _send(self, request: httpx2.Request) -> aiohttp.ClientResponse:
         context: dict[str, bool] = {}
+        headers = request.headers.multi_items()
+        if request.url.scheme == "http":
+            headers += self._proxy_headers.items()  # there is no tunnel, whose headers are apart
         while True:
             first_try = "reused" not in context
             try:
                 return await self._session.request(
                     request.method,
                     yarl.URL(str(request.url), encoded=True),
-                    headers=request.headers.multi_items(),
+                    headers=headers,
                     data=request.content,
                     allow_redirects=False,
                     trace_request_ctx=context,
+                    proxy=self._proxy,
+                    proxy_headers=self._proxy_headers or None,
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 # A kept connection that the server closed just then: the request got no answer and is sent once more

@@ -44,7 +44,8 @@ class ChatCompletionRequest:
             output_limits=self.output_limits,
             choices=self.choices,
         )
-        return UpstreamRequest(UPSTREAM_PATH, {**self.members, **additions}, self.stream)
+        parameters = {**self.members, **additions.parameters()}
+        return UpstreamRequest(UPSTREAM_PATH, parameters, self.stream, additions=additions)
 
     def decoder(self) -> Decoder:
         """A decoder that passes the upstream's events, or its document, on unchanged."""

@@ -155,7 +155,7 @@ class _StreamDecoder:
     def _error(self, error: dict[str, Any]) -> Failed:
         """An error object in the stream; its text goes no further."""
         refusal = classify(error)
-        return self._failed(refusal.problem, refusal.reason)
+        return Failed(refusal.problem, refusal.reason, self.usage, error)
 
     def _failed(self, problem: Problem, reason: str) -> Failed:
         return Failed(problem, reason, self.usage)
@@ -269,6 +269,7 @@ class _Document(Struct, gc=False):
     id: str | None = None
     model: str | None = None
     usage: Raw = Raw(b"null")
+    error: Any = None
 
 
 _MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
@@ -304,6 +305,9 @@ class DocumentDecoder:
                 reason = f"the model service's answer is not a chat completion ({type(error).__name__})"
                 return Failed(UPSTREAM_ERROR, reason)
             document = _Document()  # passed on: the caller may understand more of it
+        if document.error is not None:
+            refusal = classify(document.error)
+            return Failed(refusal.problem, refusal.reason, error=document.error)
         self.id, self.model = document.id, document.model
         self.usage = _usage(document.usage) if bytes(document.usage) != _NULL else None
         self.finish_reason = document.choices[0].finish_reason if document.choices else None

@@ -7,7 +7,7 @@ from pydantic_core import ErrorDetails
 
 from relay.problems import INVALID_JSON, INVALID_REQUEST, FieldError, Problem
 from relay.streaming.events import Decoder, Encoder
-from relay.upstream.request import UpstreamRequest, chat_additions
+from relay.upstream.request import OUTPUT_LIMITS, UpstreamRequest, chat_additions
 from relay.wires.chat_completions import UPSTREAM_PATH
 from relay.wires.chat_decoders import TextDecoder
 from relay.wires.stream_encoders import JSONDocumentEncoder, encoder_for
@@ -70,9 +70,9 @@ class StreamRequest(_Strict):
         for name in ("temperature", "top_p", "reasoning_effort"):
             if (value := getattr(self, name)) is not None:
                 parameters[name] = value
-        limits = {} if self.max_output_tokens is None else {"max_completion_tokens": self.max_output_tokens}
-        parameters |= chat_additions(stream=True, max_output_tokens=max_output_tokens, output_limits=limits)
-        return UpstreamRequest(UPSTREAM_PATH, parameters, stream=True, fields=_FIELDS)
+        additions = chat_additions(stream=True, max_output_tokens=max_output_tokens, limit=self.max_output_tokens)
+        fields = _FIELDS if self.max_output_tokens is None else _FIELDS_WITH_LIMIT
+        return UpstreamRequest(UPSTREAM_PATH, parameters | additions.parameters(), True, fields, additions)
 
     def decoder(self) -> Decoder:
         """A decoder of the answer's text: always of a stream, also where the response is one document."""
@@ -86,11 +86,11 @@ class StreamRequest(_Strict):
 # The fields that the upstream's parameters are made of.
 _FIELDS: Final = {
     "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
     "reasoning_effort": "reasoning_effort",
 }
+_FIELDS_WITH_LIMIT: Final = _FIELDS | dict.fromkeys(OUTPUT_LIMITS, "max_output_tokens")
 
 _MESSAGES: Final = {
     "missing": "is required",

@@ -245,3 +245,74 @@ async def test_head_is_answered_as_get_without_a_body(app: HostedApp, model_serv
     assert head.content == b""
     assert head.headers["content-type"] == got.headers["content-type"]
     assert head.headers["content-length"] == str(len(got.content))
+
+
+# ── What the deployments really do ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fault", ["html-always", "error-document", "empty", "html"])
+async def test_what_is_no_model_service(
+    own_app: Callable[..., HostedApp], model_service: ModelService, fault: str
+) -> None:
+    model_service.faults["d"] = f"{fault}+accepts-empty" if fault in ("empty", "html") else fault
+    async with own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS="d").client() as client:
+        (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
+    assert finding["checks"] == UNREACHED
+    assert "address" in finding["remedy"]
+    assert "AZURE_OPENAI_ENDPOINT" in finding["remedy"]
+
+
+async def test_a_server_that_accepts_an_empty_conversation(
+    own_app: Callable[..., HostedApp], model_service: ModelService
+) -> None:
+    model_service.faults["d"] = "accepts-empty+flood-100000"
+    async with own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS="d").client() as client:
+        check_ready(await client.get("/ready"), 200, "ready")
+    await model_service.wait_for(lambda it: it.open_requests == 0)
+    assert model_service.requests[0].ended == "aborted"
+    assert model_service.requests[0].tokens < 100_000
+
+
+REFUSALS: Final = {
+    "no-stream-options": ["stream_options"],
+    "no-max-completion-tokens+limit-100": ["max_completion_tokens", "an output limit above 100"],
+    "one-limit": ["max_tokens"],
+    "context-8192": None,
+}
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+async def test_refused_additions_are_taken_back_and_shown(
+    own_app: Callable[..., HostedApp], model_service: ModelService, fault: str
+) -> None:
+    model_service.faults["d"] = fault
+    async with own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS="d").client() as client:
+        (finding,) = check_ready(await client.get("/ready"), 200, "ready").values()
+        assert finding.get("refused_additions") == REFUSALS[fault]
+        model_service.requests.clear()
+        assert (await client.post("/stream", json={"input": "x"})).status_code == 200
+    if REFUSALS[fault]:
+        assert len(model_service.requests) == 1, "what the probe learned holds for requests"
+
+
+@pytest.mark.parametrize("header", ["api-key", "Ocp-Apim-Subscription-Key"])
+async def test_a_gateway_that_takes_its_key_in_another_header(
+    own_app: Callable[..., HostedApp], model_service: ModelService, header: str
+) -> None:
+    model_service.api_key, model_service.key_header = "the-key", header
+    settings = {
+        "AZURE_OPENAI_ENDPOINT": model_service.url,
+        "AZURE_OPENAI_DEPLOYMENTS": DEFAULT_DEPLOYMENT,
+        "AZURE_OPENAI_API_KEY": "the-key",
+    }
+    async with own_app(**settings).client() as client:
+        (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
+        for text in ("the header Authorization", "AZURE_OPENAI_API_KEY_HEADER", header):
+            assert text in finding["remedy"]
+        refused = await client.post("/stream", json={"input": "x"})
+        assert refused.json()["code"] == "upstream_auth"
+        assert "the header Authorization" in refused.json()["detail"]
+        assert "the-key" not in refused.text + json.dumps(finding)
+    async with own_app(**settings, AZURE_OPENAI_API_KEY_HEADER=header).client() as client:
+        check_ready(await client.get("/ready"), 200, "ready")
+        assert (await client.post("/stream", json={"input": "x"})).status_code == 200

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 import pytest
@@ -11,7 +11,15 @@ import yarl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.settings import AZURE_TOKEN_SCOPE, BackendSettings, Identity, SettingError, Settings, SettingsError
+from relay.settings import (
+    AZURE_TOKEN_SCOPE,
+    BackendSettings,
+    Identity,
+    SettingError,
+    Settings,
+    SettingsError,
+    auth_level,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURE = {"AZURE_OPENAI_ENDPOINT": "https://account.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "gpt-5.4-mini"}
@@ -270,6 +278,277 @@ class TestIdentity:
     @pytest.mark.parametrize("scope", ["nonsense", "https://", "a b://c"])
     def test_an_invalid_scope(self, scope: str) -> None:
         assert set(errors(AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": scope})) == {"AZURE_OPENAI_TOKEN_SCOPE"}
+
+
+class TestKeyHeader:
+    KEY: Final = AZURE | {"AZURE_OPENAI_API_KEY": SECRET}
+
+    @pytest.mark.parametrize(
+        ("text", "header"),
+        [
+            ("", None),
+            ("api-key", "api-key"),
+            (" Ocp-Apim-Subscription-Key ", "Ocp-Apim-Subscription-Key"),
+            ("Authorization", None),
+            ("authorization", None),
+            ("x" * 100, "x" * 100),
+        ],
+    )
+    def test_the_header_of_the_key(self, text: str, header: str | None) -> None:
+        assert Settings.read(self.KEY | {"AZURE_OPENAI_API_KEY_HEADER": text}).api_key_header == header
+
+    @pytest.mark.parametrize("text", ["a b", "a:b", "\u00e9", "a\nb", "x" * 101, "Content-Type", "HOST", "accept"])
+    def test_what_is_no_header_for_a_key(self, text: str) -> None:
+        assert errors(self.KEY | {"AZURE_OPENAI_API_KEY_HEADER": text}) == {
+            "AZURE_OPENAI_API_KEY_HEADER": "must be the name of a header that carries the key, for example api-key or "
+            "Ocp-Apim-Subscription-Key."
+        }
+
+    def test_without_a_key(self) -> None:
+        assert errors(AZURE | {"AZURE_OPENAI_API_KEY_HEADER": "api-key"}) == {
+            "AZURE_OPENAI_API_KEY_HEADER": "remove it, or set AZURE_OPENAI_API_KEY: only a key is sent in this header."
+        }
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "accept",
+            "accept-encoding",
+            "connection",
+            "content-encoding",
+            "content-length",
+            "content-type",
+            "cookie",
+            "expect",
+            "host",
+            "keep-alive",
+            "proxy-authorization",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "user-agent",
+            "x-ms-client-request-id",
+        ],
+    )
+    def test_the_headers_of_every_request(self, header: str) -> None:
+        assert errors(self.KEY | {"AZURE_OPENAI_API_KEY_HEADER": header.title()})
+
+
+@pytest.mark.parametrize(
+    ("host", "both"),
+    [
+        ("a.openai.azure.com", False),
+        ("a.services.ai.azure.com", False),
+        ("a.openai.azure.us", False),
+        ("api.openai.com", False),
+        ("eu.api.openai.com", False),
+        ("notapi.openai.com", True),
+        ("openai.azure.com", True),
+        ("127.0.0.1:11434", True),
+        ("gateway.example.com", True),
+    ],
+)
+def test_where_the_output_limit_goes_under_both_names(host: str, both: bool) -> None:
+    assert BackendSettings("b", f"https://{host}/v1/", "d", "m").both_limits is both
+
+
+A: Final = "https://a.openai.azure.com/"
+ADDRESS_EXAMPLE: Final = "for example https://NAME.openai.azure.com/ (or any server's /v1 address)."
+NAMES_EXAMPLE: Final = "for example gpt-5.4-mini (several: separated by commas, the default one first)."
+LIST: Final = (
+    'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, each with '
+    '"model", "name" and "priority" if wanted'
+)
+
+
+def listed(**members: Any) -> dict[str, str]:
+    return {"AZURE_OPENAI_BACKENDS": json.dumps([{"endpoint": A, "deployment": "d"} | members])}
+
+
+@pytest.mark.parametrize(
+    ("environ", "messages"),
+    [
+        (
+            {},
+            {
+                "AZURE_OPENAI_ENDPOINT": f"set it to the address of the model service, {ADDRESS_EXAMPLE}",
+                "AZURE_OPENAI_DEPLOYMENTS": f"set it to the name of a model deployment, {NAMES_EXAMPLE}",
+            },
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_DEPLOYMENTS": "a b"},
+            {"AZURE_OPENAI_DEPLOYMENTS": f"must be names without spaces and quotation marks, {NAMES_EXAMPLE}"},
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_ENDPOINT": "ftp://a/v1"},
+            {"AZURE_OPENAI_ENDPOINT": f"must be an http or https address, {ADDRESS_EXAMPLE}"},
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_ENDPOINT": f"{A}?x=1"},
+            {
+                "AZURE_OPENAI_ENDPOINT": "must be an address without a query, a fragment or a password, "
+                f"{ADDRESS_EXAMPLE}"
+            },
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_ENDPOINT": "https://a.example.com/v2"},
+            {"AZURE_OPENAI_ENDPOINT": f"its path must end in /v1, {ADDRESS_EXAMPLE}"},
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_ENDPOINT": "http://a.openai.azure.com"},
+            {"AZURE_OPENAI_ENDPOINT": "must begin with https:// when the app signs in with its Entra identity."},
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_API_KEY": "a b"},
+            {
+                "AZURE_OPENAI_API_KEY": "must be a key as the portal shows it: letters, digits and signs, without "
+                "spaces."
+            },
+        ),
+        (
+            AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": "x"},
+            {"AZURE_OPENAI_TOKEN_SCOPE": f"must be a token scope, for example {AZURE_TOKEN_SCOPE}."},
+        ),
+        (
+            AZURE | {"PING_INTERVAL_SECONDS": "x", "FAILOVER_AFTER_SECONDS": "0", "MAX_BODY_BYTES": "x"},
+            {
+                "PING_INTERVAL_SECONDS": "must be a number of seconds from 0.05 to 200, for example 15.",
+                "FAILOVER_AFTER_SECONDS": "must be a number of seconds from 0.1 to 3600, for example 10.",
+                "MAX_BODY_BYTES": "must be a whole number from 1 to 104857600, for example 1048576.",
+            },
+        ),
+        ({"AZURE_OPENAI_BACKENDS": "["}, {"AZURE_OPENAI_BACKENDS": f"{LIST}."}),
+        (
+            {"AZURE_OPENAI_BACKENDS": '[{"endpoint":"x"}]'},
+            {"AZURE_OPENAI_BACKENDS": f"{LIST} (Object missing required field `deployment` - at `$[0]`)."},
+        ),
+        ({"AZURE_OPENAI_BACKENDS": "[]"}, {"AZURE_OPENAI_BACKENDS": "must name at least one deployment."}),
+        (
+            listed() | AZURE,
+            dict.fromkeys(AZURE, "remove it: AZURE_OPENAI_BACKENDS is set and names every deployment."),
+        ),
+        (
+            listed(deployment="a b", model="c,d", name='"', priority=1001),
+            {
+                "AZURE_OPENAI_BACKENDS[0].deployment": "must be a name without spaces, commas and quotation marks.",
+                "AZURE_OPENAI_BACKENDS[0].model": "must be a name without spaces, commas and quotation marks.",
+                "AZURE_OPENAI_BACKENDS[0].name": "must be a name without spaces, commas and quotation marks.",
+                "AZURE_OPENAI_BACKENDS[0].priority": "must be from 0 to 1000; the lowest is tried first.",
+            },
+        ),
+        (
+            listed(endpoint="x"),
+            {"AZURE_OPENAI_BACKENDS[0].endpoint": f"must be an http or https address, {ADDRESS_EXAMPLE}"},
+        ),
+        (
+            {"AZURE_OPENAI_BACKENDS": json.dumps([{"endpoint": A, "deployment": "d"}] * 2)},
+            {"AZURE_OPENAI_BACKENDS[1].name": "is there twice; give each backend a name of its own."},
+        ),
+        (
+            {
+                "AZURE_OPENAI_BACKENDS": json.dumps(
+                    [{"endpoint": A, "deployment": "d"}, {"endpoint": "http://b/v1", "deployment": "d"}]
+                )
+            },
+            {
+                "AZURE_OPENAI_BACKENDS": "names servers of Azure and others; set AZURE_OPENAI_TOKEN_SCOPE to send all "
+                "of them the Entra token."
+            },
+        ),
+    ],
+)
+def test_messages(environ: dict[str, str], messages: dict[str, str]) -> None:
+    assert errors(environ) == messages
+
+
+def test_all_errors_at_once_in_one_exception() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.read(AZURE | {"MAX_BODY_BYTES": "x", "MAX_OUTPUT_TOKENS": "x"})
+    assert [error.setting for error in caught.value.errors] == ["MAX_BODY_BYTES", "MAX_OUTPUT_TOKENS"]
+    assert str(caught.value) == (
+        "MAX_BODY_BYTES: must be a whole number from 1 to 104857600, for example 1048576.; "
+        "MAX_OUTPUT_TOKENS: must be a whole number from 1 to 1000000, for example 16384."
+    )
+
+
+def test_every_number_is_read() -> None:
+    settings = Settings.read(
+        AZURE
+        | {
+            "COMMIT_WAIT_SECONDS": "1",
+            "PING_INTERVAL_SECONDS": "2",
+            "STREAM_DEADLINE_SECONDS": "3",
+            "UPSTREAM_CONNECT_TIMEOUT_SECONDS": "4",
+            "UPSTREAM_SILENCE_TIMEOUT_SECONDS": "5",
+            "FAILOVER_AFTER_SECONDS": "6",
+            "MAX_BODY_BYTES": "7",
+            "MAX_OUTPUT_TOKENS": "8",
+        }
+    )
+    assert settings == Settings(
+        settings.backends,
+        identity=settings.identity,
+        commit_wait=1,
+        ping_interval=2,
+        stream_deadline=3,
+        upstream_connect_timeout=4,
+        upstream_silence_timeout=5,
+        failover_after=6,
+        max_body_bytes=7,
+        max_output_tokens=8,
+    )
+    defaults = Settings.read(AZURE)
+    assert defaults == Settings(settings.backends, identity=settings.identity)
+    assert (defaults.upstream_connect_timeout, defaults.upstream_silence_timeout) == (10, 120)
+    assert defaults.failover_after is None
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("", "FUNCTION"), (" Anonymous ", "ANONYMOUS"), ("anonymous", "ANONYMOUS"), ("admin", "FUNCTION")],
+)
+def test_the_level_of_authentication(text: str, level: str) -> None:
+    assert auth_level({"HTTP_AUTH_LEVEL": text}) == level
+    assert auth_level({}) == "FUNCTION"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (listed(priority=0), ("a/d", "d", "d", 0)),
+        (listed(priority=1000, model=" m ", name=" n "), ("n", "d", "m", 1000)),
+        (listed(deployment=" d "), ("a/d", "d", "d", 1)),
+        (listed(endpoint=f" {A} ", model="", name=""), ("a/d", "d", "d", 1)),
+        (listed(deployment="x" * 254), (f"a/{'x' * 254}", "x" * 254, "x" * 254, 1)),
+    ],
+)
+def test_an_entry(entry: dict[str, str], expected: tuple[Any, ...]) -> None:
+    (backend,) = Settings.read(entry).backends
+    assert (backend.name, backend.deployment, backend.model, backend.priority) == expected
+    assert backend.endpoint == f"{A}openai/v1/"
+
+
+@pytest.mark.parametrize("deployment", ["x" * 257, "\u00e9", "a\\b", "\x7f", ""])
+def test_an_invalid_name(deployment: str) -> None:
+    assert "AZURE_OPENAI_BACKENDS[0].deployment" in errors(listed(deployment=deployment))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_a_token_may_go_over_plain_http_on_this_machine(host: str) -> None:
+    environ = OTHER | {"AZURE_OPENAI_ENDPOINT": f"http://{host}:1/v1", "AZURE_OPENAI_TOKEN_SCOPE": "api://x/.default"}
+    assert Settings.read(environ).identity == Identity("developer", "api://x/.default")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "example.com", "[::2]"])
+def test_but_not_elsewhere(host: str) -> None:
+    environ = OTHER | {"AZURE_OPENAI_ENDPOINT": f"http://{host}:1/v1", "AZURE_OPENAI_TOKEN_SCOPE": "api://x/.default"}
+    assert set(errors(environ)) == {"AZURE_OPENAI_ENDPOINT"}
+
+
+def test_a_scope_may_be_an_application_id() -> None:
+    scope = "5e0bd9bd-7b93-4f28-af87-19fc36ad61bd/.default"
+    assert Settings.read(AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": scope}).identity == Identity("developer", scope)
 
 
 class TestSecrets:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 from local.model_service.content_filter import content_filter_entry, prompt_filter_results
+from local.model_service.encoding import as_json
 from local.model_service.errors import (
     ErrorResponse,
     context_length_exceeded,
@@ -103,3 +104,13 @@ def html_page(number: int, title: str) -> ErrorResponse:
     """A page of HTML in place of JSON, as a proxy sends one."""
     body = f"<html><head><title>{title}</title></head>\r\n<body><center><h1>{title}</h1></center></body></html>\r\n"
     return ErrorResponse(number, body.encode(), content_type="text/html")
+
+
+def sign_in_page(_: Arguments) -> ErrorResponse:
+    """200 with a page, as a proxy sends one (NousResearch/hermes-agent#83128)."""
+    return html_page(200, "Sign in")
+
+
+def unexpected_endpoint(_: Arguments) -> ErrorResponse:
+    """200 with an error, as LM Studio sends it for a wrong path (lmstudio-ai/lmstudio-bug-tracker#618)."""
+    return ErrorResponse(200, as_json({"error": "Unexpected endpoint or method. (POST /v1/chat/completions)"}))

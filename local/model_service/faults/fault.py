@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from local.model_service.errors import ErrorResponse
 from local.model_service.reply import Reply
@@ -41,6 +42,9 @@ class Fault:
     text: Callable[[Arguments], Sequence[str]] | None = None  # the answer, as tokens
     content_type: str | None = None
     unpaced: bool = False
+    refuse: Callable[[dict[str, Any], Arguments], ErrorResponse | None] | None = None  # the request, by its body
+    lenient: bool = False  # no request is invalid
+    ignored: frozenset[str] = frozenset()  # parameters that have no effect
     breaks: bool = False  # the response is not complete and correct: its record ends as "fault"
     wires: frozenset[str] = EVERY_WIRE
     errors: Mapping[str, MakeError] = field(default_factory=dict)  # by wire, in place of `error`

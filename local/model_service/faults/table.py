@@ -1,7 +1,7 @@
 """The table of faults and the grammar of their names."""
 
 from local.model_service.errors import deployment_not_found, role_missing, wrong_key
-from local.model_service.faults import byte_changes, error_responses, step_changes, texts
+from local.model_service.faults import byte_changes, error_responses, refused_parameters, step_changes, texts
 from local.model_service.faults.error_responses import always, rate_limited, status
 from local.model_service.faults.fault import CHAT, RESPONSES, STREAMING, Fault, Injection
 from local.model_service.faults.step_changes import (
@@ -108,6 +108,61 @@ FAULTS: dict[str, Fault] = {
             error=status(503, "ServiceUnavailable", "The service is overloaded.", "Retry-After"),
         ),
         Fault("504", "504", error=status(504, "GatewayTimeout", "The gateway timed out.")),
+        Fault("html-always", "200 with a page of HTML, whatever the request", error=error_responses.sign_in_page),
+        Fault(
+            "error-document",
+            "200 with a document that holds an error, whatever the request",
+            error=error_responses.unexpected_endpoint,
+        ),
+        # Parameters that a server does not take
+        Fault(
+            "no-stream-options",
+            "422 for stream_options",
+            refuse=refused_parameters.extra_forbidden("stream_options"),
+            wires=CHAT,
+        ),
+        Fault(
+            "no-stream-options-event",
+            "422 for stream_options, in an error event",
+            refuse=refused_parameters.extra_forbidden("stream_options", event=True),
+            wires=CHAT,
+        ),
+        Fault(
+            "no-max-completion-tokens",
+            "422 for max_completion_tokens",
+            refuse=refused_parameters.extra_forbidden("max_completion_tokens"),
+            wires=CHAT,
+        ),
+        Fault(
+            "ignores-max-completion-tokens",
+            "max_completion_tokens limits nothing",
+            ignored=frozenset({"max_completion_tokens"}),
+            wires=CHAT,
+        ),
+        Fault(
+            "one-limit",
+            "400 for max_tokens beside max_completion_tokens",
+            refuse=refused_parameters.both_limits,
+            wires=CHAT,
+        ),
+        Fault(
+            "limit", "400 for an output limit above TOKENS", (12288,), refuse=refused_parameters.high_limit, wires=CHAT
+        ),
+        Fault(
+            "context",
+            "400 where prompt and limit exceed TOKENS",
+            (8192,),
+            refuse=refused_parameters.small_context,
+            wires=CHAT,
+        ),
+        Fault(
+            "429-large",
+            "429 for a conversation of more than BYTES, Retry-After in SECONDS",
+            (1000, 60),
+            refuse=refused_parameters.large_prompt,
+            wires=CHAT,
+        ),
+        Fault("accepts-empty", "accepts a conversation without a message", lenient=True, wires=CHAT),
         # Silence, for SECONDS or forever
         Fault("stall-headers", "silent before the headers for SECONDS", (FOREVER,), steps=before(Headers, PAUSE)),
         Fault("stall-first", "silent before the first token for SECONDS", (FOREVER,), steps=before(Token, PAUSE)),

@@ -64,6 +64,8 @@ class Wire(ABC):
                     error = invalid_request("unknown_fault", str(problem), "model")
             for injection in injections:
                 error = error or injection.error(self.name)
+                if error is None and injection.fault.refuse:
+                    error = injection.fault.refuse(record.body, injection.arguments)
             reply = error or await self._make(request, record, make, injections)
             if isinstance(reply, ErrorResponse):
                 record.status = reply.status
@@ -172,7 +174,11 @@ class GenerationWire(Wire):
         body, record, error = await self.accept(request)
 
         def make(injections: Sequence[Injection]) -> Reply | ErrorResponse:
-            return self.validate(body) or self.reply(body, self.state.fixed_answer(record.deployment, injections))
+            lenient = any(injection.fault.lenient for injection in injections)
+            ignored = {name for injection in injections for name in injection.fault.ignored}
+            used = {name: value for name, value in body.items() if name not in ignored}
+            error = None if lenient else self.validate(body)
+            return error or self.reply(used, self.state.fixed_answer(record.deployment, injections))
 
         return await self.respond(request, record, make, error=error, streams=body.get("stream") is True)
 

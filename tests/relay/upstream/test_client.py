@@ -95,11 +95,83 @@ class TestRequest:
             "Bearer token-2",
         ]
 
-    async def test_a_proxy_of_the_environment_is_left_to_the_session(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("HTTPS_PROXY", "ALL_PROXY"):
-            monkeypatch.setenv(name, "http://127.0.0.1:9")
+    @pytest.mark.parametrize(("scheme", "tunnelled"), [("https", True), ("http", False)])
+    async def test_a_proxy_of_the_environment_is_used(
+        self, monkeypatch: pytest.MonkeyPatch, scheme: str, tunnelled: bool
+    ) -> None:
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv(f"{scheme}_proxy", "http://us%65r:p%40ss@proxy.example.com:3128")
         session = FakeSession(FakeResponse())
-        assert not isinstance(await client(session).open(REQUEST, "d", "request-1"), Refusal)
+        service = client(session, endpoint=f"{scheme}://gateway.example.com/v1/")
+        assert service.proxy == "http://proxy.example.com:3128"
+        assert not isinstance(await service.open(REQUEST, "d", "request-1"), Refusal)
+        (sent,) = session.requests
+        assert str(sent.proxy) == "http://proxy.example.com:3128"
+        credentials = aiohttp.encode_basic_auth("user", "p@ss")
+        assert sent.proxy_headers == {"proxy-authorization": credentials}
+        assert ("proxy-authorization" not in dict(sent.headers)) is tunnelled
+        if not tunnelled:
+            assert dict(sent.headers)["proxy-authorization"] == credentials
+
+    async def test_a_proxy_without_credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv("http_proxy", "http://proxy.example.com:3128")
+        session = FakeSession(FakeResponse())
+        await client(session, endpoint="http://gateway.example.com/v1/").open(REQUEST, "d", "request-1")
+        (sent,) = session.requests
+        assert sent.proxy_headers is None
+        assert "proxy-authorization" not in dict(sent.headers)
+
+    async def test_without_a_proxy(self) -> None:
+        session = FakeSession(FakeResponse())
+        service = client(session, endpoint="http://127.0.0.1:1/v1/")
+        await service.open(REQUEST, "d", "request-1")
+        assert (service.proxy, session.requests[0].proxy, session.requests[0].proxy_headers) == (None, None, None)
+
+    async def test_no_variable_of_the_openai_client_changes_what_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = FakeSession(FakeResponse())
+        await client(plain).open(REQUEST, "d", "request-1")
+        for name in ("ORG_ID", "PROJECT_ID", "API_KEY", "ADMIN_KEY", "WEBHOOK_SECRET"):
+            monkeypatch.setenv(f"OPENAI_{name}", f"the-{name}")
+        monkeypatch.setenv("OPENAI_BASE_URL", "https://elsewhere.example.com/v1")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer stolen\nX-Custom: 1\nAccept: text/html")
+        session = FakeSession(FakeResponse())
+        await client(session).open(REQUEST, "d", "request-1")
+        assert session.requests == plain.requests
+
+    @pytest.mark.parametrize("header", ["api-key", "Ocp-Apim-Subscription-Key"])
+    async def test_a_key_in_a_header_of_the_gateways(self, header: str) -> None:
+        session = FakeSession(FakeResponse(), error_response(401, {"message": "no"}))
+        service = ModelServiceClient(ENDPOINT, "the-key", session, key_header=header)  # type: ignore[arg-type]
+        await service.open(REQUEST, "d", "request-1")
+        headers = {name.lower(): value for name, value in session.requests[0].headers}
+        assert headers[header.lower()] == "the-key"
+        assert "authorization" not in headers
+        refused = await service.open(REQUEST, "d", "request-1")
+        assert isinstance(refused, Refusal)
+        assert f"the header {header}." in refused.problem.detail
+        assert refused.reason.endswith(f"; the key was sent in the header {header}")
+
+    async def test_a_refused_key_is_named_by_its_header(self) -> None:
+        refused = await refusal(FakeSession(error_response(401, {"message": "no", "code": "x"})))
+        assert refused.problem == UPSTREAM_AUTH.with_detail(
+            "The model service refuses the key, which this app sent in the header Authorization. GET /ready says more."
+        )
+        assert refused.reason == "the model service answered 401, code x; the key was sent in the header Authorization"
+
+    async def test_of_a_token_and_of_no_key_nothing_is_named(self) -> None:
+        async def token() -> str:
+            return "a-token"
+
+        for credential in (token, "none"):
+            session = FakeSession(error_response(401, {"message": "no", "code": "x"}))
+            refused = await refusal(session, credential=credential)
+            assert refused.problem == UPSTREAM_AUTH
+            assert refused.reason == "the model service answered 401, code x"
+
+    async def test_another_refusal_names_no_header(self) -> None:
+        refused = await refusal(FakeSession(error_response(500, {"message": "no", "code": "x"})))
+        assert refused.reason == "the model service answered 500, code x"
 
     async def test_no_cookie_is_sent_back(self) -> None:
         session = FakeSession(FakeResponse(headers={"Set-Cookie": "name=value; Path=/; Secure"}), FakeResponse())

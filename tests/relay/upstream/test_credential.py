@@ -318,7 +318,8 @@ class TestKindsOfCredential:
     @pytest.mark.parametrize("client_id", [None, "the-client-id"])
     def test_managed(self, client_id: str | None) -> None:
         credential = credential_module._credential(Identity("managed", "s", client_id))
-        assert credential == ("ManagedIdentityCredential", (), {"client_id": client_id})
+        options = {"client_id": client_id, "use_env_settings": False}
+        assert credential == ("ManagedIdentityCredential", (), options)
 
     def test_developer(self) -> None:
         credential = credential_module._credential(Identity("developer", "s"))

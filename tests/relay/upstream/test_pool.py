@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.problems import (
+    INVALID_REQUEST,
     MODEL_NOT_FOUND,
     NOT_CONFIGURED,
     RATE_LIMITED,
@@ -23,7 +25,7 @@ from relay.settings import BackendSettings, Identity, Settings
 from relay.upstream import pool as pool_module
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend, BackendPool, Failover
-from relay.upstream.request import UpstreamRequest
+from relay.upstream.request import Refused, UpstreamRequest, chat_additions
 
 BUSY: Final = Refusal(RATE_LIMITED, "429", status=429)
 BROKEN: Final = Refusal(UPSTREAM_ERROR, "500", status=500)
@@ -76,23 +78,44 @@ class TestOrder:
     def test_by_the_order_of_the_settings_where_all_else_is_equal(self, clock: Clock) -> None:
         assert names(Failover("m", backends(clock, 1, 1, 1))) == ["b0", "b1", "b2"]
 
+    def test_equals_take_turns(self, clock: Clock) -> None:
+        pool = backends(clock, 1, 1, 1, 2)
+        answered = []
+        for _ in range(7):
+            failover = Failover("m", list(pool))
+            backend = failover.next()
+            assert backend is not None
+            answered.append(backend.settings.name)
+            failover.release()
+        assert answered == ["b0", "b1", "b2", "b0", "b1", "b2", "b0"]
+
+    def test_the_load_comes_before_the_turn(self, clock: Clock) -> None:
+        pool = backends(clock, 1, 1)
+        first, second = Failover("m", list(pool)), Failover("m", list(pool))
+        assert first.next() is pool[0]
+        assert second.next() is pool[1]
+        second.release()
+        assert Failover("m", list(pool)).next() is pool[1], "it has less load, though the other's turn is longer ago"
+
     def test_the_rank(self, clock: Clock) -> None:
         (backend,) = backends(clock, 7)
-        backend.load = 3
-        assert backend.rank() == (False, 7, 3)
+        assert backend.rank() == (False, 7, 0, 0)
+        backend.begin(11)
+        assert backend.rank() == (False, 7, 1, 11)
         backend.record_refusal(BROKEN)
-        assert backend.rank() == (True, 7, 3)
+        assert backend.rank() == (True, 7, 1, 11)
 
 
 class TestCoolDown:
-    def test_a_backend_is_not_asked_for_as_long_as_it_requested(self, clock: Clock) -> None:
+    def test_a_backend_is_not_asked_for_as_long_as_it_requested_while_another_answers(self, clock: Clock) -> None:
         pool = backends(clock, 1, 2)
         pool[0].record_refusal(busy(30))
-        assert names(Failover("m", list(pool))) == ["b1"]
+        for _ in range(3):
+            assert first_asked(pool) == "b1"
         clock.now += 29.9
-        assert names(Failover("m", list(pool))) == ["b1"]
+        assert first_asked(pool) == "b1"
         clock.now += 0.2
-        assert names(Failover("m", list(pool)))[0] == "b0"
+        assert first_asked(pool) == "b0"
 
     def test_it_ends_at_its_time(self, clock: Clock) -> None:
         (backend,) = backends(clock, 1)
@@ -142,6 +165,7 @@ class TestCoolDown:
         (backend,) = backends(clock, 1)
         backend.record_refusal(busy(100))
         backend.record_refusal(BROKEN)
+        backend.begin(1)  # a trial, as long as which there is no other
         failover = Failover("m", [backend])
         assert failover.next() is None
         assert failover.outcome().problem.code == RATE_LIMITED.code
@@ -160,6 +184,122 @@ class TestCoolDown:
         backend.record_refusal(busy(30))
         backend.record_success()
         assert backend.cooling_down() is not None
+
+
+class TestTrials:
+    """A backend that cools down is asked where no other one is left, now and then."""
+
+    @pytest.fixture
+    def backend(self, clock: Clock) -> Backend:
+        (backend,) = backends(clock, 1)
+        backend.record_refusal(busy(60))
+        return backend
+
+    def test_one_at_a_time(self, backend: Backend) -> None:
+        trial, other = Failover("m", [backend]), Failover("m", [backend])
+        assert trial.next() is backend
+        assert other.next() is None
+        assert (trial.attempts, other.attempts, backend.load) == (1, 0, 1)
+        assert other.outcome().problem.retry_after == 60
+        trial.release()
+        assert backend.load == 0
+
+    def test_an_answer_ends_the_cool_down(self, backend: Backend) -> None:
+        trial = Failover("m", [backend])
+        assert trial.next() is backend
+        trial.record_answer()
+        assert backend.cooling_down() is None
+        assert Failover("m", [backend]).next() is backend
+        assert Failover("m", [backend]).next() is backend, "as many as there are"
+
+    def test_after_an_answer_the_next_cool_down_is_tried_at_once(self, backend: Backend, clock: Clock) -> None:
+        self.trials(backend, clock, 10)
+        clock.now += 6
+        trial = Failover("m", [backend])
+        assert trial.next() is backend
+        trial.record_answer()
+        trial.record_refusal(busy(60))
+        trial.release()
+        assert self.trials(backend, clock, 3) == [0, 1, 3]
+
+    def test_an_answer_to_a_request_from_before_the_cool_down_tells_nothing(self, clock: Clock) -> None:
+        (backend,) = backends(clock, 1)
+        before = Failover("m", [backend])
+        before.next()
+        backend.record_refusal(busy(60))
+        before.record_answer()
+        assert backend.cooling_down() is not None
+
+    def trials(self, backend: Backend, clock: Clock, seconds: int, *, asks: int = 4) -> list[float]:
+        """When the backend is asked, in seconds, by so many requests a second, which it all refuses."""
+        began = clock.now
+        times = []
+        while clock.now <= began + seconds:
+            failover = Failover("m", [backend])
+            if failover.next() is not None:
+                times.append(clock.now - began)
+                failover.record_refusal(BUSY)
+                failover.release()
+            clock.now += 1 / asks
+        return times
+
+    def test_the_first_is_at_once_and_the_others_are_rarer_each_time(self, backend: Backend, clock: Clock) -> None:
+        backend.record_refusal(busy(120))
+        assert self.trials(backend, clock, 119) == [0, 1, 3, 7, 15, 31, 61, 91]
+
+    def test_a_caller_who_disconnects_makes_them_no_more_frequent(self, backend: Backend, clock: Clock) -> None:
+        for time, asked in ((0, True), (0.5, False), (0.5, True), (1.5, False), (0.5, True)):
+            clock.now += time
+            failover = Failover("m", [backend])
+            assert (failover.next() is backend) is asked
+            failover.release()
+
+    def test_a_refusal_without_a_time_gets_that_of_the_cool_down(self, backend: Backend, clock: Clock) -> None:
+        clock.now += 20
+        trial = Failover("m", [backend])
+        trial.next()
+        trial.record_refusal(BUSY)
+        assert trial.next() is None
+        assert trial.outcome().problem == RATE_LIMITED.with_retry_after(40)
+
+    def test_another_backend_is_asked_before(self, clock: Clock) -> None:
+        pool = backends(clock, 1, 2, 2)
+        pool[0].record_refusal(busy(60))
+        assert names(Failover("m", list(pool)), BROKEN) == ["b1", "b2", "b0"]
+
+    def test_a_request_is_a_trial_of_one_backend_only(self, clock: Clock) -> None:
+        pool = backends(clock, 1, 1, 1)
+        for backend in pool:
+            backend.record_refusal(busy(60))
+        assert names(Failover("m", list(pool)), BUSY) == ["b0"]
+        assert names(Failover("m", list(pool)), BUSY) == ["b1"]
+        failover = Failover("m", list(pool))
+        assert failover.has_more()
+        assert failover.next() is pool[2]
+        assert not failover.has_more()
+        assert failover.next() is None
+        assert failover.outcome().problem.retry_after == 60, "of those that were not asked, too"
+
+    def test_when_one_can_be_tried(self, backend: Backend, clock: Clock) -> None:
+        assert backend.can_be_tried()
+        assert backend.begin(1)
+        assert not backend.can_be_tried()
+        clock.now += 1
+        assert not backend.can_be_tried()
+        backend.end(trial=True)
+        assert backend.can_be_tried()
+        clock.now += 59
+        assert not backend.begin(2), "it cools down no more"
+        backend.end(trial=False)
+        assert (backend.load, backend.can_be_tried()) == (0, True)
+
+
+def first_asked(pool: list[Backend]) -> str | None:
+    """The backend that a request is sent to, which answers."""
+    failover = Failover("m", list(pool))
+    backend = failover.next()
+    failover.release()
+    return None if backend is None else backend.settings.name
 
 
 class TestProbation:
@@ -245,13 +385,13 @@ class TestFailover:
         other.release()
         assert [it.load for it in pool] == [0, 0]
 
-    def test_has_more_ignores_backends_that_cool_down(self, clock: Clock) -> None:
-        pool = backends(clock, 1, 2, 3)
+    def test_has_more_counts_a_backend_that_cools_down_where_it_can_be_tried(self, clock: Clock) -> None:
+        pool = backends(clock, 1, 2)
         failover = Failover("m", list(pool))
         failover.next()
         pool[1].record_refusal(busy(30))
         assert failover.has_more()
-        pool[2].record_refusal(busy(30))
+        pool[1].begin(1)
         assert not failover.has_more()
 
     def test_a_refusal_is_recorded_with_the_current_backend(self, clock: Clock) -> None:
@@ -267,11 +407,13 @@ class TestFailover:
     def test_a_backend_that_cools_down_is_no_attempt(self, clock: Clock) -> None:
         pool = backends(clock, 1, 2)
         pool[0].record_refusal(busy(30))
+        pool[0].begin(1)
         clock.now += 10  # after its probation
         failover = Failover("m", list(pool))
         assert failover.next() is pool[1]
+        failover.record_refusal(BUSY)
+        assert failover.next() is None
         assert failover.attempts == 1
-        assert [it.load for it in pool] == [0, 1]
         assert failover.outcome().retry_after == 20, "its cool-down counts as its refusal"
 
 
@@ -311,22 +453,32 @@ def test_any_history(clock: Clock, priorities: list[int], history: list[tuple[fl
     """Requests one after the other, each with the results that its backends give: None is an answer."""
     pool = backends(clock, *priorities)
     cool_downs: dict[str, float] = {}
+    next_trials: dict[str, float] = {}
     for pause, results in history:
         clock.now += pause
         failover = Failover("m", list(pool))
         asked: list[Backend] = []
         refused: list[Refusal] = []
+        trials = 0
         for refusal in itertools.chain(results, itertools.repeat(BROKEN)):
             backend = failover.next()
             if backend is None:
                 break
             assert backend not in asked, "more than one pass"
-            assert cool_downs.get(backend.settings.name, 0.0) <= clock.now, "asked while cooling down"
+            if cool_downs.get(backend.settings.name, 0.0) > clock.now:  # a trial
+                rest = [it for it in pool if it not in asked and it is not backend]
+                assert all(it.cooling_down() is not None for it in rest), "asked while another could be"
+                assert clock.now >= next_trials.get(backend.settings.name, 0.0), "tried too soon"
+                next_trials[backend.settings.name] = clock.now + 1
+                trials += 1
             assert backend.load == 1
             asked.append(backend)
             if refusal is None:
+                failover.record_answer()
                 backend.record_success()
                 failover.release()
+                if cool_downs.pop(backend.settings.name, 0.0) > clock.now:
+                    next_trials.pop(backend.settings.name)
                 break
             failover.record_refusal(refusal)
             refused.append(refusal)
@@ -335,13 +487,15 @@ def test_any_history(clock: Clock, priorities: list[int], history: list[tuple[fl
                 cool_downs[backend.settings.name] = max(cool_downs.get(backend.settings.name, 0.0), until)
         else:
             raise AssertionError("the pass has no end")
+        assert trials <= 1
         assert all(backend.load == 0 for backend in pool)
         assert failover.attempts == len(asked)
         if len(refused) == len(asked):  # no answer: all were asked or cool down
             cooling_down = [name for name, until in cool_downs.items() if until > clock.now]
             assert {it.settings.name for it in asked} | set(cooling_down) == {it.settings.name for it in pool}
             if cooling_down:
-                soonest = min(cool_downs[name] for name in cooling_down) - clock.now
+                times = [cool_downs[name] - clock.now for name in cooling_down]
+                soonest = min([*times, *(it.retry_after for it in refused if it.retry_after is not None)])
                 retry_after = failover.outcome().problem.retry_after
                 assert retry_after is not None
                 assert soonest - 1 <= retry_after <= soonest + 1
@@ -386,6 +540,8 @@ class FakeConnection:
         self.sessions: list[tuple[Settings, FakeSession]] = []
         self.tokens: list[SimpleNamespace] = []
         self.clients: list[tuple[str, Any, FakeSession]] = []
+        self.key_headers: list[str | None] = []
+        self.proxies: dict[str, str] = {}
         monkeypatch.setattr(pool_module, "_import_connection", self.import_module)
 
     def import_module(self) -> Any:
@@ -409,9 +565,10 @@ class FakeConnection:
         self.tokens.append(token)
         return token
 
-    def client(self, endpoint: str, credential: Any, session: FakeSession) -> Any:
+    def client(self, endpoint: str, credential: Any, session: FakeSession, *, key_header: str | None) -> Any:
         self.clients.append((endpoint, credential, session))
-        return SimpleNamespace(endpoint=endpoint)
+        self.key_headers.append(key_header)
+        return SimpleNamespace(endpoint=endpoint, proxy=self.proxies.get(endpoint))
 
 
 ONE, TWO = "https://one.example.com/v1/", "https://two.example.com/v1/"
@@ -460,6 +617,21 @@ class TestBackendPool:
         assert connection.tokens == []
         assert [pool._clients[it.endpoint].endpoint for it in SEVERAL] == [ONE, TWO, TWO]  # type: ignore[attr-defined]
         assert all(backend._clients is pool._clients for backend in pool.all())
+
+    async def test_the_header_of_the_key(self, connection: FakeConnection) -> None:
+        await BackendPool(Settings(SEVERAL, api_key="the-key", api_key_header="api-key")).connect()
+        assert connection.key_headers == ["api-key", "api-key"]
+
+    async def test_a_proxy_is_logged_once(self, connection: FakeConnection, capsys: pytest.CaptureFixture[str]) -> None:
+        connection.proxies[TWO] = "http://proxy:3128"
+        pool = BackendPool(Settings(SEVERAL))
+        assert [backend.proxy for backend in pool.all()] == [None, None, None], "not known yet"
+        await pool.connect()
+        await pool.connect()
+        assert [backend.proxy for backend in pool.all()] == [None, "http://proxy:3128", "http://proxy:3128"]
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+            {"event": "proxy", "relay.proxy": "http://proxy:3128"}
+        ]
 
     async def test_concurrent_first_requests_create_one_session(self, connection: FakeConnection) -> None:
         pool = BackendPool(Settings(SEVERAL))
@@ -531,7 +703,147 @@ def test_the_import_begins_with_the_app(monkeypatch: pytest.MonkeyPatch) -> None
     assert threads == [(pool_module._import_connection, True), "started"]
 
 
-def test_the_module_that_is_imported() -> None:
+def test_the_module_that_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_LOG", "debug")
     module = pool_module._import_connection()
     assert module.__name__ == "relay.upstream.connection"
     assert {"EntraToken", "ModelServiceClient", "create_session"} <= set(vars(module))
+    assert "OPENAI_LOG" not in os.environ
+
+
+class TestRefusedAdditions:
+    """What a deployment refuses of the app's additions: taken back, remembered once it answers, and tried again."""
+
+    UNKNOWN: Final = replace(
+        Refusal(INVALID_REQUEST, "400", status=400), error={"message": "unknown", "param": "stream_options"}
+    )
+    TOO_LARGE: Final = replace(UNKNOWN, error={"message": "max_completion_tokens must be <= 10"})
+    NO_ROOM: Final = replace(UNKNOWN, error={"message": "max_completion_tokens: no room in the context"})
+
+    @pytest.fixture
+    def backend(self, clock: Clock) -> Backend:
+        return Backend(BackendSettings("b", "https://a.openai.azure.com/openai/v1/", "d", "m"), {}, clock)
+
+    @staticmethod
+    def request() -> UpstreamRequest:
+        additions = chat_additions(stream=True, max_output_tokens=100)
+        return UpstreamRequest("/path", {"messages": [], **additions.parameters()}, True, {}, additions)
+
+    def sent(self, failover: Failover) -> dict[str, Any]:
+        return failover.adapted(self.request()).parameters
+
+    def test_a_request_is_repeated_without(self, backend: Backend) -> None:
+        failover = Failover("m", [backend])
+        assert failover.next() is backend
+        assert self.sent(failover) == self.request().parameters
+        assert failover.repeat_without(self.UNKNOWN)
+        assert failover.next() is backend
+        assert (failover.attempts, backend.load) == (2, 1)
+        assert self.sent(failover) == {"messages": [], "max_completion_tokens": 100}
+        assert failover.repeat_without(self.TOO_LARGE)
+        assert failover.next() is backend
+        assert self.sent(failover) == {"messages": [], "max_completion_tokens": 10}
+        assert failover.attempts == 3
+        assert failover.next() is None
+        assert backend.load == 0
+
+    def test_another_refusal_is_none_of_it(self, backend: Backend) -> None:
+        failover = Failover("m", [backend])
+        failover.next()
+        assert not failover.repeat_without(BROKEN), "before a request"
+        self.sent(failover)
+        assert not failover.repeat_without(BROKEN)
+        assert failover.next() is None
+
+    def test_the_same_refusal_twice_is_not_repeated(self, backend: Backend) -> None:
+        failover = Failover("m", [backend])
+        failover.next()
+        self.sent(failover)
+        assert failover.repeat_without(self.UNKNOWN)
+        failover.next()
+        assert not failover.repeat_without(self.UNKNOWN)
+
+    def test_there_is_an_end(self, backend: Backend) -> None:
+        failover = Failover("m", [backend])
+        failover.next()
+        self.sent(failover)
+        repeats = 0
+        for most in range(99, 0, -1):
+            repeats += failover.repeat_without(replace(self.UNKNOWN, error=f"max_completion_tokens must be <= {most}"))
+        assert repeats == 4
+
+    def test_nothing_is_remembered_before_there_is_an_answer(self, backend: Backend) -> None:
+        failover = Failover("m", [backend])
+        failover.next()
+        failover.record_answer()
+        self.sent(failover)
+        failover.repeat_without(self.UNKNOWN)
+        assert not backend.refused
+        failover.record_answer()
+        assert backend.refused == Refused(frozenset(("stream_options",)))
+
+    def test_what_is_remembered_holds_for_the_next_request(
+        self, backend: Backend, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for times in (3, 1, 1):
+            failover = Failover("m", [backend])
+            failover.next()
+            if "stream_options" in self.sent(failover):
+                failover.repeat_without(self.UNKNOWN)
+                failover.next()
+                failover.repeat_without(self.TOO_LARGE)
+                failover.next()
+            assert self.sent(failover) == {"messages": [], "max_completion_tokens": 10}
+            failover.record_answer()
+            failover.record_answer()
+            assert failover.attempts == times
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+            {
+                "event": "refused_additions",
+                "relay.backend": "b",
+                "relay.refused_additions": ["stream_options", "an output limit above 10"],
+            }
+        ]
+
+    def test_what_depends_on_the_prompt_is_not_remembered(
+        self, backend: Backend, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        failover = Failover("m", [backend])
+        failover.next()
+        self.sent(failover)
+        assert failover.repeat_without(self.NO_ROOM)
+        assert "max_completion_tokens" not in self.sent(failover)
+        failover.record_answer()
+        assert not backend.refused
+        assert capsys.readouterr().out == ""
+
+    def test_two_requests_learn_two_things(self, backend: Backend) -> None:
+        one, other = Failover("m", [backend]), Failover("m", [backend])
+        for failover, refusal in ((one, self.UNKNOWN), (other, self.TOO_LARGE)):
+            failover.next()
+            self.sent(failover)
+            failover.repeat_without(refusal)
+        one.record_answer()
+        other.record_answer()
+        assert backend.refused == Refused(frozenset(("stream_options",)), 10)
+
+    def test_after_an_hour_everything_is_tried_again(self, backend: Backend, clock: Clock) -> None:
+        backend.remember_refused(Refused(most=10))
+        clock.now += 3599
+        assert backend.refused == Refused(most=10)
+        backend.remember_refused(Refused(most=10))  # known already: the hour does not begin anew
+        clock.now += 1
+        assert not backend.refused
+        backend.remember_refused(Refused(most=5))
+        assert backend.refused == Refused(most=5)
+
+    def test_another_backend_gets_all_of_it(self, clock: Clock, backend: Backend) -> None:
+        (other,) = backends(clock, 2)
+        failover = Failover("m", [backend, other])
+        failover.next()
+        self.sent(failover)
+        failover.repeat_without(self.UNKNOWN)
+        failover.next()
+        failover.record_refusal(BROKEN)
+        assert failover.next() is other
+        assert self.sent(failover) == {**self.request().parameters, "max_tokens": 100}, "not Azure's: both limits"

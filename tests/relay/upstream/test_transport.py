@@ -121,13 +121,10 @@ class TestSession:
         session.cookie_jar.update_cookies({"name": "value"}, address)
         assert not session.cookie_jar.filter_cookies(address)
 
-    async def test_the_environment_is_not_asked_where_it_names_no_proxy(self, session: aiohttp.ClientSession) -> None:
-        assert not session.trust_env
-
-    async def test_a_proxy_of_the_environment_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_nothing_is_taken_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("https_proxy", "http://proxy.example.com:3128")
         async with create_session(Settings(())) as session:
-            assert session.trust_env
+            assert not session.trust_env
 
     async def test_the_reuse_of_a_connection_is_noted(self, session: aiohttp.ClientSession) -> None:
         (trace,) = session.trace_configs

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from relay.problems import INVALID_JSON, INVALID_REQUEST, FieldError, Problem
+from relay.upstream.request import chat_additions
 from relay.wires import stream
 from relay.wires.chat_decoders import TextDecoder
 from relay.wires.stream import MAX_MESSAGES, StreamRequest
@@ -51,11 +52,14 @@ class TestUpstreamRequest:
         assert (request.path, request.stream) == ("/chat/completions", True)
         assert request.fields == {
             "messages": "input",
-            "max_completion_tokens": "max_output_tokens",
             "temperature": "temperature",
             "top_p": "top_p",
             "reasoning_effort": "reasoning_effort",
-        }
+        }, "a limit that the caller did not set is not the caller's"
+        with_limit = accepted({"input": "hello", "max_output_tokens": 7}).upstream_request(max_output_tokens=100)
+        limits = {"max_completion_tokens": "max_output_tokens", "max_tokens": "max_output_tokens"}
+        assert with_limit.fields == {**request.fields, **limits}
+        assert with_limit.additions == chat_additions(stream=True, max_output_tokens=100, limit=7)
 
     def test_a_request_with_all_fields(self) -> None:
         conversation = [
