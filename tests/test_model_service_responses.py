@@ -607,8 +607,8 @@ async def test_a_chain_counts_as_what_it_keeps(
     service: ModelService, client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "MAX_BYTES", 80_000)
-    first = await client.responses.create(model="m", input="say: x" + " " * 30_000)
-    await client.responses.create(model="m", input="say: y" + " " * 30_000, previous_response_id=first.id)
+    first = await client.responses.create(model="m", input="count to 3" + "x" * 30_000)
+    await client.responses.create(model="m", input="count to 3" + "y" * 30_000, previous_response_id=first.id)
     assert len(service.responses) == 1, "the second one keeps the first one's items as well"
 
 
@@ -878,6 +878,15 @@ async def test_a_failure_within_a_summary(service: ModelService, http: aiohttp.C
         "reasoning_summary_part.done",
         "reasoning_summary_part.added",
         "reasoning_summary_text.delta",
+        "failed",
+    ]
+    summary = sum(event.type == "response.reasoning_summary_text.delta" for event in whole)
+    events = await stream(http, service, ask(model=f"fault-failed-server-error-{summary + 2}", reasoning=reasoning))
+    assert types_of(events)[-5:] == [
+        "output_item.done",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
         "failed",
     ]
 
