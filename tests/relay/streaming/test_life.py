@@ -507,6 +507,17 @@ class TestDisconnect:
         assert record.outcome == "cancelled"
 
     @virtual_time
+    async def test_while_the_end_waits_for_the_caller_to_read(self, begin: Begin) -> None:
+        world = begin((Headers(), text("one"), DONE))
+        await step(world, "backend-0", "backend-0", "server")
+        world.caller.reads = False
+        await step(world, "backend-0")
+        await asyncio.sleep(3)
+        world.caller.disconnect()
+        record = await finish(world)
+        assert (record.outcome, record.duration, record.reason) == ("completed", 3, None)
+
+    @virtual_time
     async def test_after_the_end(self, begin: Begin) -> None:
         world = begin((Headers(), text("one"), DONE))
         await step(world, "backend-0", "backend-0", "server", "backend-0")
