@@ -24,7 +24,7 @@ SURVIVED = {0}
 WITHOUT_TESTS = {5, 33}
 CRASHED = {-11, -9}
 
-# Tested in processes that the tests start: mutmut sees no test that calls them.
+# Tested in processes that the tests start, too, which mutmut does not see.
 IN_OTHER_PROCESSES = {"relay/worker_patches": ("tests/relay/test_worker_patches.py", "-k", "not still")}
 
 
@@ -41,13 +41,13 @@ def outcomes(module: Path) -> dict[str, int | None]:
 
 
 def run_in_other_processes(module: Path) -> None:
-    """Run the tests of a module that mutmut sees no test of, once for each mutant, and keep the outcomes."""
+    """Run the tests that mutmut does not see, once for each mutant that is left, and keep the outcomes."""
     tests = IN_OTHER_PROCESSES.get(str(module.parent))
     if tests is None or not (meta := results_of(module)).exists():
         return
     known = json.loads(meta.read_text())
     codes: dict[str, int | None] = known["exit_code_by_key"]
-    for mutant in [mutant for mutant, code in codes.items() if code is None or code in WITHOUT_TESTS]:
+    for mutant in [mutant for mutant, code in codes.items() if code is None or code in WITHOUT_TESTS | SURVIVED]:
         command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-q", "-x", *tests]
         environ = os.environ | {"MUTANT_UNDER_TEST": mutant}
         try:
