@@ -457,6 +457,20 @@ class TestDeadline:
         assert not world.caller.ended
 
 
+    @virtual_time
+    async def test_it_does_not_cut_an_end_that_waits_for_the_caller(self, begin: Begin) -> None:
+        world = begin((Headers(), text("one"), DONE), stream_deadline=15.0)
+        await step(world, "backend-0", "backend-0", "server")
+        await asyncio.sleep(10)
+        world.caller.reads = False
+        await step(world, "backend-0")
+        await asyncio.sleep(7)
+        world.caller._read_on()
+        record = await finish(world)
+        assert (record.outcome, record.duration, record.reason) == ("completed", 17, None)
+        assert world.caller.ended
+
+
 class TestDisconnect:
     @virtual_time
     async def test_before_the_commit(self, begin: Begin) -> None:
