@@ -456,7 +456,6 @@ class TestDeadline:
         assert answer.state == "closed"
         assert not world.caller.ended
 
-
     @virtual_time
     async def test_it_does_not_cut_an_end_that_waits_for_the_caller(self, begin: Begin) -> None:
         world = begin((Headers(), text("one"), DONE), stream_deadline=15.0)
