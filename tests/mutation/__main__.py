@@ -7,7 +7,6 @@ again. Each mutant that survived is listed: `mutmut show NAME` prints it.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -24,38 +23,12 @@ SURVIVED = {0}
 WITHOUT_TESTS = {5, 33}
 CRASHED = {-11, -9}
 
-# Tested in processes that the tests start, too, which mutmut does not see.
-IN_OTHER_PROCESSES = {"relay/worker_patches": ("tests/relay/test_worker_patches.py", "-k", "not still")}
-
-
-def results_of(module: Path) -> Path:
-    """Where mutmut keeps what it knows of a module's mutants."""
-    return RESULTS / module.with_name(module.name + ".meta")
-
 
 def outcomes(module: Path) -> dict[str, int | None]:
     """The exit code of each mutant of a module; None for one that was not run."""
-    meta = results_of(module)
+    meta = RESULTS / module.with_name(module.name + ".meta")
     codes: dict[str, int | None] = json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
     return codes
-
-
-def run_in_other_processes(module: Path) -> None:
-    """Run the tests that mutmut does not see, once for each mutant that is left, and keep the outcomes."""
-    tests = IN_OTHER_PROCESSES.get(str(module.parent))
-    if tests is None or not (meta := results_of(module)).exists():
-        return
-    known = json.loads(meta.read_text())
-    codes: dict[str, int | None] = known["exit_code_by_key"]
-    for mutant in [mutant for mutant, code in codes.items() if code is None or code in WITHOUT_TESTS | SURVIVED]:
-        command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-q", "-x", *tests]
-        environ = os.environ | {"MUTANT_UNDER_TEST": mutant}
-        try:
-            done = subprocess.run(command, cwd=RESULTS, env=environ, capture_output=True, timeout=60, check=False)
-            codes[mutant] = done.returncode
-        except subprocess.TimeoutExpired:
-            codes[mutant] = min(TIMED_OUT)
-        meta.write_text(json.dumps(known))
 
 
 def report(modules: Sequence[Path]) -> None:
@@ -88,8 +61,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     names = [".".join(module.with_suffix("").parts) + ".*" for module in chosen]
     done = subprocess.run([sys.executable, "-m", "mutmut", "run", *names], cwd=ROOT, check=False)
-    for module in modules:
-        run_in_other_processes(module)
     report(modules)
     return done.returncode
 

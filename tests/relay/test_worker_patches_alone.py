@@ -1,16 +1,24 @@
 """The patches of the worker's library against stand-ins for it: what each changes, and that it touches nothing where
 the library has changed. `test_worker_patches` runs them in the library itself."""
 
+import asyncio
+import json
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import uvicorn
 import uvicorn.config
+from azure_functions_runtime import http_v2
 from fastapi.applications import FastAPI
+from starlette.requests import ClientDisconnect, Request
 
+from relay import telemetry
 from relay.worker_patches import invocations, web_server
+from tests.relay.virtual_time import virtual_time
+from tests.schedules.virtual_loop import VirtualLoop
 
 WEB = "azurefunctions.extensions.http.fastapi.web"
 COORDINATOR = "azure_functions_runtime.http_v2"
@@ -94,7 +102,7 @@ class TestWebServer:
         assert WEB not in sys.modules
 
 
-METHODS = ("get_http_request_async", "await_http_response_async", "set_http_request", "set_http_response")
+METHODS: Final = ("get_http_request_async", "await_http_response_async", "set_http_request", "set_http_response")
 
 
 async def execute_async(function: Any, args: Any) -> None: ...
@@ -209,3 +217,212 @@ class TestInvocations:
         handler = stand_in(monkeypatch, HANDLER, from_incoming_proto=convert)
         invocations.skip_trigger_metadata()
         assert handler.from_incoming_proto is convert
+
+
+class Worker:
+    """The library's coordinator, patched, and the functions that its handler has called.
+
+    The patches are of a class derived from the library's, so that this process keeps the library as it is.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class HttpCoordinator(http_v2.HttpCoordinator):  # type: ignore[misc]
+            pass
+
+        self.calls: list[tuple[Any, Any]] = []
+        self.missing: list[tuple[str, str]] = []
+
+        async def execute_async(function: Any, args: Any) -> str:
+            self.calls.append((function, args))
+            return "what the function returns"
+
+        stand_in(
+            monkeypatch,
+            COORDINATOR,
+            HttpCoordinator=HttpCoordinator,
+            AsyncContextReference=http_v2.AsyncContextReference,
+        )
+        self.handler = stand_in(monkeypatch, HANDLER, execute_async=execute_async)
+        monkeypatch.setattr(
+            telemetry, "log_missing_half", lambda half, invocation: self.missing.append((half, invocation))
+        )
+        invocations.bound_the_waits()
+        invocations.forget_finished_requests()
+        self.coordinator: Any = HttpCoordinator()
+
+    async def invoke(self, invocation: str) -> Any:
+        """The invocation, as the library handles it; returns the request that the function is called with."""
+        request = await self.coordinator.get_http_request_async(invocation)
+        response = await self.handler.execute_async("the function", {"req": request})
+        self.coordinator.set_http_response(invocation, response)
+        return request
+
+    async def receive(self, invocation: str, request: Any) -> Any:
+        """The HTTP request, as the library handles it; returns its response."""
+        self.coordinator.set_http_request(invocation, request)
+        return await self.coordinator.await_http_response_async(invocation)
+
+    @property
+    def entries(self) -> list[str]:
+        return list(self.coordinator._context_references)
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    return Worker(monkeypatch)
+
+
+def http_request(path: str) -> Request:
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"host", b"h")], "query_string": b""}
+    return Request(scope)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class TestTheTwoHalves:
+    @pytest.mark.parametrize("first", ["invocation", "request", "together"])
+    @virtual_time
+    async def test_both_arrive(self, worker: Worker, first: str) -> None:
+        wait = {"invocation": (0.0, 4.9), "request": (4.9, 0.0), "together": (0.0, 0.0)}[first]
+
+        async def after(seconds: float, half: Callable[[], Any]) -> Any:
+            await asyncio.sleep(seconds)
+            return await half()
+
+        request, response = await asyncio.gather(
+            after(wait[0], lambda: worker.invoke("i")), after(wait[1], lambda: worker.receive("i", "the request"))
+        )
+        assert (request, response) == ("the request", "what the function returns")
+        assert worker.calls == [("the function", {"req": "the request"})]
+        assert (worker.entries, worker.missing) == ([], [])
+
+    @virtual_time
+    async def test_a_function_may_take_any_time(self, worker: Worker) -> None:
+        receiving = asyncio.create_task(worker.receive("i", "the request"))
+        assert await worker.coordinator.get_http_request_async("i") == "the request"
+        await asyncio.sleep(200)
+        worker.coordinator.set_http_response("i", "the response")
+        assert await receiving == "the response"
+        assert worker.missing == []
+
+    @virtual_time
+    async def test_the_request_never_arrives(self, worker: Worker) -> None:
+        began = now()
+        request = await worker.coordinator.get_http_request_async("i")
+        assert now() - began == 5
+        assert worker.missing == [("http_request", "i")]
+        response = await worker.handler.execute_async("the function", {"context": 1, "req": request})
+        assert (response.status_code, worker.calls) == (499, [])
+        worker.coordinator.set_http_response("i", response)
+        assert worker.entries == []
+
+    @virtual_time
+    async def test_what_stands_for_the_missing_request(self, worker: Worker) -> None:
+        request = await worker.coordinator.get_http_request_async("i")
+        assert (request.method, request.url.path, dict(request.headers)) == ("GET", "/", {})
+        assert (dict(request.query_params), request.path_params, request.scope["type"]) == ({}, {}, "http")
+        assert await request.receive() == {"type": "http.disconnect"}
+        with pytest.raises(ClientDisconnect):
+            await request.body()
+
+    @virtual_time
+    async def test_the_library_s_error_path_finds_its_entry(self, worker: Worker) -> None:
+        """It sets a response as well where something fails between the two."""
+        await worker.coordinator.get_http_request_async("i")
+        assert worker.entries == ["i"]
+        worker.coordinator.set_http_response("i", ValueError())
+        assert worker.entries == []
+
+    @virtual_time
+    async def test_the_request_arrives_when_the_invocation_has_ended(self, worker: Worker) -> None:
+        await worker.invoke("i")
+        began = now()
+        response = await worker.receive("i", http_request("/stream"))
+        assert (now() - began, response.status_code) == (0, 503)
+        assert worker.entries == []
+        assert worker.missing == [("http_request", "i"), ("invocation", "i")]
+        worker.missing.clear()
+        await worker.receive("i", http_request("/stream"))
+        assert now() - began == 5, "it is known once"
+
+    @virtual_time
+    async def test_the_request_arrives_before_the_ended_invocation_has_its_response(self, worker: Worker) -> None:
+        await worker.coordinator.get_http_request_async("i")
+        response = await worker.receive("i", http_request("/stream"))
+        assert (response.status_code, worker.entries) == (503, [])
+
+    @virtual_time
+    async def test_the_ended_invocations_that_are_known_are_bounded(
+        self, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(invocations, "_REMEMBERED", 2)
+        for invocation in ("i-1", "i-2", "i-3"):
+            await worker.invoke(invocation)
+        for invocation, waited in (("i-1", 5), ("i-2", 0), ("i-3", 0)):
+            began = now()
+            assert (await worker.receive(invocation, http_request("/stream"))).status_code == 503
+            assert now() - began == waited
+
+    @pytest.mark.parametrize(
+        ("path", "media_type"),
+        [
+            ("/stream", "application/problem+json"),
+            ("/v1/chat/completions", "application/json"),
+            ("/v1/models", "application/json"),
+            ("/openai/v1/models", "application/json"),
+            ("/other/v1/models", "application/problem+json"),
+        ],
+    )
+    @virtual_time
+    async def test_the_invocation_never_arrives(self, worker: Worker, path: str, media_type: str) -> None:
+        began = now()
+        response = await worker.receive("i", http_request(path))
+        assert now() - began == 5
+        assert response.status_code == 503
+        assert (response.headers["content-type"], response.headers["cache-control"]) == (media_type, "no-store")
+        document = json.loads(response.body)
+        if media_type == "application/json":
+            assert document["error"]["code"] == "not_dispatched"
+        else:
+            assert (document["code"], document["request_id"]) == ("not_dispatched", "i")
+        assert (worker.entries, worker.missing) == ([], [("invocation", "i")])
+
+    @virtual_time
+    async def test_a_request_of_another_class(self, worker: Worker) -> None:
+        response = await worker.receive("i", object())
+        assert response.headers["content-type"] == "application/problem+json"
+
+    @pytest.mark.parametrize("half", ["request", "invocation"])
+    @virtual_time
+    async def test_time_in_which_the_event_loop_was_blocked_counts_as_one_slice(
+        self, worker: Worker, half: str
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def block() -> None:
+            loop._virtual.now += 60
+            loop.call_soon(lambda: loop.create_task(other()))
+
+        async def other() -> None:
+            if half == "request":
+                await worker.receive("i", "the request")
+            else:
+                await worker.invoke("i")
+
+        loop.call_later(1, block)
+        if half == "request":
+            assert await worker.invoke("i") == "the request"
+        else:
+            assert await worker.receive("i", "the request") == "what the function returns"
+        await loop.rest()
+        assert worker.missing == []
+
+    @virtual_time
+    async def test_a_half_that_arrives_in_the_last_slice(self) -> None:
+        event = asyncio.Event()
+        asyncio.get_running_loop().call_later(4.99, event.set)
+        assert await invocations._happens(event)
+        assert not await invocations._happens(asyncio.Event())
