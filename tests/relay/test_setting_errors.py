@@ -87,6 +87,7 @@ def test_the_defaults() -> None:
         ("https://u@a.openai.azure.com/", f"must be an address without a query, a fragment or a password, {ADDRESS}"),
         ("https://:p@a.openai.azure.com/", f"must be an address without a query, a fragment or a password, {ADDRESS}"),
         ("https://a.openai.azure.com/openai/x", f"its path must end in /v1, {ADDRESS}"),
+        ("https://a.openai.azure.com/v1X", f"its path must end in /v1, {ADDRESS}"),
         ("https://a.openai.azure.com/v10", f"its path must end in /v1, {ADDRESS}"),
     ],
 )

@@ -205,7 +205,9 @@ class TestInvocations:
 
         handler = stand_in(monkeypatch, HANDLER, from_incoming_proto=convert)
         invocations.skip_trigger_metadata()
+        patched = handler.from_incoming_proto
         invocations.skip_trigger_metadata()
+        assert handler.from_incoming_proto is patched
         for binding in ("httpTrigger", "timerTrigger"):
             converted = handler.from_incoming_proto(binding, "data", trigger_metadata={"x": 1}, pytype=str)
             assert converted == "converted"
@@ -378,7 +380,7 @@ class TestTheTwoHalves:
     @virtual_time
     async def test_the_invocation_never_arrives(self, worker: Worker, path: str, media_type: str) -> None:
         began = now()
-        response = await worker.receive("i", http_request(path))
+        response = await worker.receive("invocation-7", http_request(path))
         assert now() - began == 5
         assert response.status_code == 503
         assert (response.headers["content-type"], response.headers["cache-control"]) == (media_type, "no-store")
@@ -386,8 +388,9 @@ class TestTheTwoHalves:
         if media_type == "application/json":
             assert document["error"]["code"] == "not_dispatched"
         else:
-            assert (document["code"], document["request_id"]) == ("not_dispatched", "i")
-        assert (worker.entries, worker.missing) == ([], [("invocation", "i")])
+            assert (document["code"], document["request_id"]) == ("not_dispatched", "invocation-7")
+        assert b"invocation-7" in response.body
+        assert (worker.entries, worker.missing) == ([], [("invocation", "invocation-7")])
 
     @virtual_time
     async def test_a_request_of_another_class(self, worker: Worker) -> None:
