@@ -6,9 +6,17 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from relay import page
 
 CHAT_HTML = Path(page.__file__).with_name("chat.html")
+
+
+@pytest.fixture(autouse=True)
+def built_anew() -> None:
+    """Mutation testing replaces functions after the import, and forgets no cache."""
+    page._page.cache_clear()
 
 
 class _Elements(HTMLParser):

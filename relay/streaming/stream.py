@@ -233,12 +233,12 @@ class Stream:
             return Failed(UPSTREAM_ERROR, f"the model service's answer is not {decoder.media_type}")
         read, feed, encode, watchdog = answer.read, decoder.feed, self._encoder.text, self._watchdog
         while True:
-            broken: Exception | None = None
+            broken: str | None = None  # not the error itself, whose traceback would keep this frame in a cycle
             watchdog.awaiting_upstream = True
             try:
                 chunk = await read()
             except answer.connection_errors as error:
-                chunk, broken = answer.read_remaining(), error
+                chunk, broken = answer.read_remaining(), type(error).__name__
             finally:
                 watchdog.awaiting_upstream = False
             watchdog.last_received = self._loop.time()
@@ -249,7 +249,7 @@ class Stream:
                     self._pending += encode(event)
                     self._note_output()
             if broken is not None:
-                return decoder.cut(f"the model service's answer broke off ({type(broken).__name__})")
+                return decoder.cut(f"the model service's answer broke off ({broken})")
             if not chunk:
                 return decoder.end()
             if self._pending:

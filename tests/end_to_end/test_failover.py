@@ -100,14 +100,13 @@ class Accounts:
         A kept connection that is closed without a response may have been closed before the request arrived: it is sent
         again on a new connection, and counts once.
         """
-        records = {
-            (record.headers["x-ms-client-request-id"], name)
-            if record.fault in UNANSWERED
-            else str(record.index) + name: (record.arrived, name)
-            for name, service in zip("ABC", self.services, strict=True)
-            for record in service.requests
-            if record.deployment == model
-        }
+        records: dict[object, tuple[float, str]] = {}
+        for name, service in zip("ABC", self.services, strict=True):
+            for record in service.requests:
+                if record.deployment == model:
+                    request_id = record.headers["x-ms-client-request-id"]
+                    key = (request_id, name) if record.fault in UNANSWERED else f"{record.index}{name}"
+                    records.setdefault(key, (record.arrived, name))  # the first time that it arrived
         return "".join(name for _, name in sorted(records.values()))
 
     @property

@@ -20,6 +20,14 @@ DOCUMENT: Final[dict[str, Any]] = json.loads(openapi.document())
 FUNCTION_APP: Final = Path(__file__).resolve().parents[2] / "function_app.py"
 
 
+@pytest.fixture(autouse=True)
+def built_anew() -> None:
+    """Mutation testing replaces functions after the import, and forgets no cache."""
+    openapi.document.cache_clear()
+    DOCUMENT.clear()
+    DOCUMENT.update(json.loads(openapi.document()))
+
+
 def accepts(schema: str, value: object) -> bool:
     """Whether a JSON value is valid by one of the description's schemas."""
     components = DOCUMENT["components"]

@@ -135,6 +135,8 @@ class ScriptedBackend:
         self.remaining = list(script)
         self.asked = 0  # times
         self.asked_at = 0.0  # in the loop's time
+        self.request: UpstreamRequest | None = None
+        self.request_id = ""
         self.answer: ScriptedAnswer | None = None
         self.delivered = ""  # text
         self.text_times: list[float] = []  # when each part of the text arrived, in the loop's time
@@ -145,6 +147,7 @@ class ScriptedBackend:
 
     async def open(self, request: UpstreamRequest, deployment: str, request_id: str) -> ScriptedAnswer | Refusal:
         assert deployment == self.name
+        self.request, self.request_id = request, request_id
         self.asked += 1
         self.asked_at = asyncio.get_running_loop().time()
         self._begun = asyncio.get_running_loop().create_future()
@@ -202,6 +205,8 @@ class ScriptedCaller:
         self.gone = False
         self.writes: list[tuple[float, bytes]] = []
         self.status: int | None = None
+        self.sent_messages = 0
+        self.received_headers: dict[str, str] = {}
         self.ended = False  # the body's end was sent
         self.violations: list[str] = []  # of ASGI's rules; an exception would be the stream's to handle
         self._loop = loop
@@ -241,11 +246,15 @@ class ScriptedCaller:
             self._sending -= 1
         if self.gone:
             return
+        self.sent_messages += 1
         if self.ended:
             self.violations.append("something was sent after the body's end")
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.received_headers = {name.decode(): value.decode() for name, value in message["headers"]}
             return
+        if message["type"] != "http.response.body":
+            self.violations.append(f"an unknown message, {message['type']}")
         if message["body"]:
             self.writes.append((self._loop.time(), message["body"]))
         self.ended = not message.get("more_body", False)

@@ -1,0 +1,88 @@
+"""What a generated client takes from the OpenAPI description: each operation's name, body, responses and schemas."""
+
+import json
+from typing import Any, Final
+
+import pytest
+
+from relay import openapi
+from relay.problems import CATALOGUE, PROBLEM_JSON
+
+KEYED: Final[list[dict[str, list[str]]]] = [{"function_key": []}]
+REQUEST_ID: Final = {"X-Request-Id": {"schema": {"type": "string"}}}
+STREAMS: Final = ("text/event-stream", "application/x-ndjson", "application/jsonl", "text/plain")
+ERRORS: Final = {str(int(problem.status)) for problem in CATALOGUE}
+
+# Of each operation: its id, the schema of its body, what it answers with, and the type and schema of its errors.
+OPERATIONS: Final[dict[tuple[str, str], tuple[str, str | None, dict[str, str], tuple[str, str] | None]]] = {
+    ("post", "/stream"): (
+        "stream",
+        "StreamRequest",
+        dict.fromkeys(STREAMS, "string") | {"application/json": "Answer"},
+        (PROBLEM_JSON, "Problem"),
+    ),
+    ("post", "/v1/chat/completions"): (
+        "chat_completions",
+        "ChatCompletionRequest",
+        {"text/event-stream": "string", "application/json": "object"},
+        ("application/json", "OpenAIError"),
+    ),
+    ("get", "/v1/models"): ("models", None, {"application/json": "object"}, ("application/json", "OpenAIError")),
+    ("get", "/ready"): ("ready", None, {"application/json": "object"}, (PROBLEM_JSON, "Problem")),
+    ("get", "/health"): ("health", None, {"application/json": "object"}, None),
+    ("get", "/chat"): ("chat", None, {"text/html": "string"}, None),
+    ("get", "/openapi"): ("openapi", None, {"application/json": "object"}, None),
+}
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    """Built anew."""
+    openapi.document.cache_clear()
+    built: dict[str, Any] = json.loads(openapi.document())
+    return built
+
+
+def content(schemas: dict[str, str]) -> dict[str, Any]:
+    """The `content` of a body: a name with a capital is one of the description's schemas, the others are types."""
+    return {
+        media_type: {"schema": {"$ref": f"#/components/schemas/{name}"} if name[0].isupper() else {"type": name}}
+        for media_type, name in schemas.items()
+    }
+
+
+def test_the_operations_are_these(document: dict[str, Any]) -> None:
+    found = {(method, path) for path, methods in document["paths"].items() for method in methods}
+    assert found == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_an_operation(document: dict[str, Any], method: str, path: str) -> None:
+    name, body, answers, error = OPERATIONS[method, path]
+    operation = document["paths"][path][method]
+    assert operation["operationId"] == name
+    assert operation["summary"]
+    assert operation.get("security") == (KEYED if error else None)
+    request = {"required": True, "content": content({"application/json": body})} if body else None
+    assert operation.get("requestBody") == request
+    responses = operation["responses"]
+    success = responses.pop("200")
+    assert success["description"] == "OK"
+    assert success["content"] == content(answers)
+    assert success.get("headers") == (REQUEST_ID if error else None)
+    if error is None:
+        assert responses == {}
+        return
+    unauthorized = responses.pop("401")
+    assert unauthorized == {"description": "The function key is missing or wrong; answered by the Functions host"}
+    assert set(responses) == (ERRORS if body else {"503"})
+    schemas = dict([error])
+    if path == "/ready":
+        schemas["application/json"] = "object"
+    for status, response in responses.items():
+        titles = [f"{problem.code}: {problem.title}" for problem in CATALOGUE if int(problem.status) == int(status)]
+        assert response == {
+            "description": "; ".join(titles),
+            "headers": REQUEST_ID,
+            "content": content(schemas),
+        }
