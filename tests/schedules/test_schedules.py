@@ -44,6 +44,10 @@ GOOD: Final = (Headers(), text("one "), text("two"), DONE, End())
 BUSY: Final = Refusal(RATE_LIMITED.with_retry_after(3), "429", retry_after=3.0, status=429)
 BROKEN: Final = Refusal(UPSTREAM_ERROR, "500", status=500)
 BAD: Final = Refusal(INVALID_REQUEST, "400", status=400)
+# Of something that the app added to the request: it is sent once more without that.
+REFUSED_ADDITION: Final = Refusal(
+    INVALID_REQUEST, "400", status=400, error={"message": "unknown parameter", "param": "stream_options"}
+)
 FILTERED: Final = Refusal(CONTENT_FILTER, "400", status=400)
 SHORT: Final = {
     "commit_wait": 2.0,
@@ -96,6 +100,10 @@ SCENARIOS: Final = {
     "stops reading and disconnects": scenario(GOOD, caller=("stop reading", "disconnect")),
     "shut down": scenario(GOOD, caller=("shut down",)),
     "refused": scenario((BAD,)),
+    "a refused addition": scenario((REFUSED_ADDITION, *GOOD), caller=("disconnect",)),
+    "a refused addition, then a failure": scenario((REFUSED_ADDITION, BROKEN), GOOD),
+    "a refused addition, again and again": scenario((REFUSED_ADDITION, REFUSED_ADDITION), GOOD, request=CHAT),
+    "a refused addition, then silence": scenario((REFUSED_ADDITION,), GOOD, failover_after=4.0),
     "filtered": scenario((FILTERED,), GOOD),
     "busy, then good": scenario((BUSY,), GOOD),
     "busy, then good, disconnect": scenario((BUSY,), GOOD, caller=("disconnect",)),
