@@ -32,6 +32,9 @@ from relay.upstream.request import UpstreamRequest
 from relay.usage import Usage
 
 _TERMINAL_EVENT_TIMEOUT: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
+# Seconds between the last bytes of a stream that breaks off and the break. The host makes the break a reset of the
+# caller's connection, and a reset drops all that has not reached the caller.
+_BREAK_DELAY: Final = 2.0
 
 _Termination = Literal["disconnect", "deadline", "silence"]
 
@@ -102,6 +105,7 @@ class Stream:
         self._terminal_decided = False
         self._answer: Answer | None = None
         self._pending = b""  # encoded text that goes out in one write with what follows it
+        self._body_ended = False  # the end of the body was sent
         self._output_begun = False
         self._last_output = 0.0  # when the last output was received, in the loop's time
         self._ping_task: asyncio.Task[None] | None = None
@@ -148,6 +152,8 @@ class Stream:
             self._watchdog.enable_pings()
         try:
             await asyncio.wait((self._task,))
+            if not self._body_ended and self._termination != "disconnect":
+                await asyncio.sleep(self._watchdog.last_written + _BREAK_DELAY - self._loop.time())
         finally:
             self._task.cancel()  # no effect on a task that has ended; otherwise the web server is shutting down
 
@@ -357,6 +363,7 @@ class Stream:
             self._ping_task = None
         assert self._send is not None  # noqa: S101 (set before the future that was awaited)
         await self._send({"type": "http.response.body", "body": content, "more_body": not last})
+        self._body_ended = last
         self._record.bytes_sent += len(content)
         self._watchdog.last_written = self._watchdog.last_received = self._loop.time()
 

@@ -1,11 +1,11 @@
 """A client that reads more slowly than the model writes: the model waits, memory is bounded, other streams go on."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService, Record
-from tests.end_to_end.answers import SSE, post_stream
+from tests.end_to_end.answers import PLAIN, SSE, post_stream
 from tests.end_to_end.hosting import HostedApp
 
 MIB: Final = 1024 * 1024
@@ -21,6 +21,7 @@ MEMORY_LIMIT: Final = 20 * MIB  # that one slow client may cost, whatever the si
 SILENCE_TIMEOUT: Final = 1.0  # seconds
 RECEIVE_BUFFER: Final = 16 * 1024  # bytes, of the slow client
 TOKEN_SIZE: Final = 20_000  # bytes
+LATE: Final = 0.5  # seconds after the end of an answer in which its client reads nothing
 
 
 def buffer_capacity() -> int:
@@ -65,8 +66,8 @@ async def warm_up(app: HostedApp, service: ModelService) -> None:
     service.requests.clear()
 
 
-@asynccontextmanager
-async def slow_client(app: HostedApp) -> AsyncIterator[asyncio.StreamReader]:
+@contextlib.asynccontextmanager
+async def slow_client(app: HostedApp, accept: str = SSE) -> AsyncIterator[asyncio.StreamReader]:
     """Requests a stream; only what the caller of this function reads is taken from the connection."""
     connection = socket.socket()
     # Before the connection is made: afterwards the window that was announced would stay.
@@ -75,7 +76,8 @@ async def slow_client(app: HostedApp) -> AsyncIterator[asyncio.StreamReader]:
     await asyncio.get_running_loop().sock_connect(connection, app.address)
     reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
     body = json.dumps({"input": "x"}).encode()
-    writer.write(b"POST /stream HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    head = f"POST /stream HTTP/1.1\r\nHost: h\r\nAccept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
     try:
         yield reader
     finally:
@@ -182,3 +184,22 @@ async def test_a_broken_connection_loses_no_text_of_a_slow_client(
     assert content.count(b"z") == TOKENS * TOKEN_SIZE
     assert content.count(b"<first>") == content.count(b"<last>") == 1
     assert b"upstream_interrupted" in content
+
+
+@pytest.mark.parametrize("fault", ["cut-midway-20", "error-midway-20"])
+async def test_what_was_sent_before_a_break_reaches_a_client_that_reads_late(
+    slow_reader_app: HostedApp, model_service: ModelService, fault: str
+) -> None:
+    await warm_up(slow_reader_app, model_service)
+    model_service.tokens_per_write = 1
+    model_service.answer(["z" * TOKEN_SIZE] * 21)
+    model_service.faults["*"] = fault
+    content = bytearray()
+    async with slow_client(slow_reader_app, PLAIN) as reader:
+        await model_service.wait_for(lambda service: service.requests and service.open_requests == 0)
+        await asyncio.sleep(LATE)
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := await asyncio.wait_for(reader.read(MIB), 30):
+                content += chunk
+    assert not content.endswith(b"0\r\n\r\n"), "a cut answer looks complete"
+    assert content.count(b"z") == TOKEN_SIZE * 20

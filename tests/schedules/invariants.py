@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from relay.problems import CATALOGUE, CLIENT_CLOSED_REQUEST, DEADLINE_EXCEEDED, UPSTREAM_TIMEOUT
-from relay.streaming.stream import _TERMINAL_EVENT_TIMEOUT
+from relay.streaming.stream import _BREAK_DELAY, _TERMINAL_EVENT_TIMEOUT
 from relay.telemetry import Record
 from relay.upstream.failures import Refusal
 from relay.usage import Usage
@@ -157,6 +157,7 @@ def check_end(world: World) -> None:
     if not caller.gone:
         _check_told(world, result, record, answering)
     _check_text(world, result, record, answering)
+    _check_break(world, record)
     _check_record(world, result, record)
     _check_failover(world, record)
 
@@ -208,6 +209,21 @@ def _check_text(world: World, result: Received, record: Record, answering: Scrip
         return
     if record.outcome == "completed" or (record.code not in _LIMITS and not world.encoder.whole):
         assert result.text == delivered, "text is lost"
+
+
+def _check_break(world: World, record: Record) -> None:
+    """What was sent before a break has a moment to reach the caller; no other end waits."""
+    caller, closed_at = world.caller, world.closed_at
+    assert closed_at is not None
+    broken = caller.status == 200 and not caller.ended and not caller.gone
+    if broken:
+        last = max((when for when, _ in caller.writes), default=world.began)
+        assert closed_at >= last + _BREAK_DELAY, "the last bytes had no time to leave"
+        if "stop reading" in world.scenario.caller:
+            last = world.recorded_at
+        assert closed_at <= max(world.recorded_at, last + _BREAK_DELAY), "the break is late"
+    elif "stop reading" not in world.scenario.caller and not (caller.gone and record.outcome == "failed"):
+        assert closed_at <= world.recorded_at, "the end is late"
 
 
 def _check_record(world: World, result: Received, record: Record) -> None:

@@ -317,6 +317,7 @@ class World:
         self.server: asyncio.Task[None] | None = None
         self.serving = False  # the web server has called the response
         self.shut_down = False
+        self.closed_at: float | None = None  # when the response was over: the web server closes what has no end
         self.responded_at: float | None = None
         self.encoder = scenario.request.encoder(scenario.accept)
         self.stream = Stream(
@@ -340,7 +341,10 @@ class World:
             await self.loop.create_future()
 
         scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-        await response(scope, receive, self.caller.send)
+        try:
+            await response(scope, receive, self.caller.send)
+        finally:
+            self.closed_at = self.loop.time()
 
     def report(self, record: Record) -> None:
         """Takes the record of the stream, in the place of `relay.telemetry.report`."""
