@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 import local.functions_host
+from local.functions_host.caller_connection import CallerConnection
 from local.functions_host.host import FunctionsHost, log
-from local.functions_host.settings import HostError, LocalSettings, route_prefix
+from local.functions_host.settings import HostError, Limits, LocalSettings, route_prefix
 from local.functions_host.worker import Worker, WorkerError
 
 _ADDRESS = "127.0.0.1"
+_CLOSE_SECONDS = 0.2
 _KEY_SETTING = "FUNCTIONS_HOST_KEY"
 
 
@@ -47,29 +47,36 @@ async def serve(options: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with contextlib.AsyncExitStack() as stack:
         listener = stack.enter_context(_listen(settings.port if options.port is None else options.port))
-        worker = Worker(script_root, _worker_environment(settings, script_root), _print_worker_line)
+        environment = _worker_environment(settings, script_root)
+        limits = Limits.read(script_root, environment)
+        worker = Worker(script_root, environment, _print_worker_line, log)
         stack.push_async_callback(worker.stop)
         if not await _finishes_before(stopped, worker.start()):
             return 0
-        host = FunctionsHost(worker, settings, prefix, key)
-        worker.on_finished = host.report_end
-        runner = web.AppRunner(
-            host.application(),
-            access_log=None,
-            auto_decompress=False,
-            handle_signals=False,
-            handler_cancellation=True,
-            shutdown_timeout=0.2,
+        host = FunctionsHost(worker, settings, prefix, key, limits)
+        connections: set[CallerConnection] = set()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: CallerConnection(host.handle, connections, limits.upload_seconds), sock=listener, backlog=1024
         )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener, backlog=1024).start()
+        stack.push_async_callback(_close, server, connections)
         _print_functions(host, f"http://{_ADDRESS}:{listener.getsockname()[1]}")
         ended = asyncio.create_task(worker.ended())
         if await _finishes_before(stopped, ended):
             log(f"The worker ended by itself ({ended.result()}); it is not started again. See its output above.")
             return 1
         return 0
+
+
+async def _close(server: asyncio.Server, connections: set[CallerConnection]) -> None:
+    """Close all connections; a response that is about to end may do so before."""
+    server.close()
+    tasks = [connection.serving for connection in connections if connection.serving is not None]
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
+    for connection in list(connections):
+        connection.reset()
+    for task in tasks:
+        task.cancel()
 
 
 async def _finishes_before(stopped: asyncio.Event, work: Awaitable[Any]) -> bool:

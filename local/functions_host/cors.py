@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from aiohttp import hdrs, web
+from local.functions_host.caller_connection import CallerRequest
+
+type _Headers = list[tuple[bytes, bytes]]
 
 
 class CorsPolicy:
@@ -12,34 +14,33 @@ class CorsPolicy:
         self._origins = frozenset(origin.lower() for origin in origins)
         self._credentials = credentials
 
-    def preflight(self, request: web.Request) -> web.Response | None:
-        """The response to a preflight request; None for any other request."""
-        headers = request.headers
-        if (
-            not self._origins
-            or request.method != "OPTIONS"
-            or hdrs.ORIGIN not in headers
-            or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in headers
-        ):
+    def preflight(self, request: CallerRequest) -> _Headers | None:
+        """The headers of the response to a preflight request; None for any other request."""
+        if not self._origins or request.method != "OPTIONS":
             return None
-        response = web.Response(status=204)
-        if self._allowed_origin(headers[hdrs.ORIGIN]):
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = headers[hdrs.ACCESS_CONTROL_REQUEST_METHOD]
-            if hdrs.ACCESS_CONTROL_REQUEST_HEADERS in headers:
-                response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = headers[hdrs.ACCESS_CONTROL_REQUEST_HEADERS]
-        return response
+        origin, method = request.header(b"origin"), request.header(b"access-control-request-method")
+        if origin is None or method is None:
+            return None
+        if self._allowed_origin(origin) is None:
+            return []
+        headers = [(b"Access-Control-Allow-Methods", method.encode())]
+        if (wanted := request.header(b"access-control-request-headers")) is not None:
+            headers.append((b"Access-Control-Allow-Headers", wanted.encode()))
+        return headers
 
-    def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Tell the browser whether the page may read the response."""
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is None or not self._origins:
-            return
+    def headers(self, request: CallerRequest) -> _Headers:
+        """The headers that tell the browser whether the page may read the response."""
+        origin = request.header(b"origin") if self._origins else None
+        if origin is None:
+            return []
+        headers = []
         if (allowed := self._allowed_origin(origin)) is not None:
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = allowed
+            headers.append((b"Access-Control-Allow-Origin", allowed.encode()))
             if self._credentials:
-                response.headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
+                headers.append((b"Access-Control-Allow-Credentials", b"true"))
         if allowed != "*":
-            response.headers.add(hdrs.VARY, "Origin")
+            headers.append((b"Vary", b"Origin"))
+        return headers
 
     def _allowed_origin(self, origin: str) -> str | None:
         if "*" in self._origins:

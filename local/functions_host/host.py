@@ -1,36 +1,70 @@
-"""The path of a request through the host: CORS, route, key, and then byte for byte to the worker and back."""
+"""The path of a request through the host: CORS, route, key, and then in two halves to the worker.
+
+The halves are sent at the same moment and go their ways independently: the HTTP request over a connection to the
+worker's web server, and the invocation over the control channel. The invocation is never cancelled, whatever becomes of
+the HTTP request, and a response that could not be forwarded ends when its invocation does.
+"""
 
 import asyncio
 import hmac
-import socket
-import struct
+import json
+import re
 import time
 import uuid
-from collections.abc import Sequence
-from urllib.parse import unquote
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, quote, unquote
 
-from aiohttp import hdrs, web
-
+from local.functions_host.caller_connection import CallerRequest, CallerResponse, RequestBodyError
 from local.functions_host.cors import CorsPolicy
 from local.functions_host.routes import Route
-from local.functions_host.settings import LocalSettings
-from local.functions_host.worker import Function, Worker
-from local.functions_host.worker_connection import BrokenResponseError, WorkerConnection
+from local.functions_host.settings import Limits, LocalSettings
+from local.functions_host.worker import Function, Invocation, Worker
+from local.functions_host.worker_connection import BrokenResponseError, ResponseTimeoutError, WorkerConnection
 
+_STATE_PATH = "/_state"
 _INVOCATION_HEADER = b"x-ms-invocation-id"
-_MAX_BODY_BYTES = 100 * 1024 * 1024  # the Functions host's own limit
-# RFC 9110, section 7.6.1; Expect is answered by the host itself.
+# What the platform's proxy (YARP) does not pass on, in either direction, whatever Connection names.
 _HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+# What it drops of a request, and mostly sets itself. Expect is answered by the host.
+_REPLACED = frozenset(
+    (
+        b"host",
+        b"expect",
+        b"content-length",
+        b"proxy-authorization",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-forwarded-prefix",
+        _INVOCATION_HEADER,
+    )
+)
+# The pauses, in seconds, between the platform's ten attempts to send a request.
+_PAUSES = (0.05, 0.1, 0.2, *(0.25,) * 6)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a request or its response could not be forwarded, and the status for a caller who has none yet."""
+
+    status: int
+    reason: str
 
 
 class FunctionsHost:
     """Serves the HTTP functions of one worker. `key` None: function keys are not checked."""
 
-    def __init__(self, worker: Worker, settings: LocalSettings, prefix: str, key: str | None) -> None:
+    def __init__(
+        self, worker: Worker, settings: LocalSettings, prefix: str, key: str | None, limits: Limits | None = None
+    ) -> None:
         self.worker = worker
         self.key = key
+        self.limits = limits or Limits()
         self.cors = CorsPolicy(settings.cors, credentials=settings.cors_credentials)
         http_functions = [
             function for function in worker.functions if function.trigger["type"].lower() == "httptrigger"
@@ -38,176 +72,248 @@ class FunctionsHost:
         self.routes = sorted((Route(function, prefix) for function in http_functions), key=lambda route: route.rank)
         self.other_functions = [function for function in worker.functions if function not in http_functions]
 
-    def application(self) -> web.Application:
-        """The aiohttp application that serves every method on every path."""
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", self.handle, expect_handler=_defer_continue)
-        application.on_response_prepare.append(self._complete_headers)
-        return application
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: CallerRequest, response: CallerResponse) -> None:
         """Serve one request of a caller."""
+        response.extra_headers = self.cors.headers(request)
         if (preflight := self.cors.preflight(request)) is not None:
-            return preflight
-        path = request.raw_path.partition("?")[0]
-        if "%" in path:
-            path = "/".join(unquote(segment).replace("/", "%2F") for segment in path.split("/"))
+            response.send_bare(HTTPStatus.NO_CONTENT, preflight)
+            return
+        path = _path(request.target)
+        if path == _STATE_PATH and request.method == "GET":
+            await self._send_state(response)
+            return
         for route in self.routes:
             parameters = route.match(request.method, path)
             if parameters is not None:
-                if not route.anonymous and not self._has_key(request):
-                    return web.Response(status=401)
-                if (request.content_length or 0) > _MAX_BODY_BYTES:
-                    return web.Response(status=413)
-                return await self._forward(request, route.function, parameters)
+                if route.anonymous or self._has_key(request):
+                    await self._invoke(request, response, route.function, parameters)
+                else:
+                    response.send_bare(HTTPStatus.UNAUTHORIZED)
+                return
         # The platform answers so to a wrong method, too: a method is part of the route.
-        return web.Response(status=404)
+        response.send_bare(HTTPStatus.NOT_FOUND)
 
-    def report_end(self, invocation: str, error: str | None) -> None:
-        """Log the end of an invocation if the function failed."""
-        if error is not None:
-            log(f"A function failed (Id={invocation}): {error}")
+    async def _send_state(self, response: CallerResponse) -> None:
+        """For tests: how many invocations are open, those included whose caller is gone."""
+        content = json.dumps({"open": self.worker.open_invocations}).encode()
+        headers = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
+        response.prepare(HTTPStatus.OK, b"OK", headers)
+        await response.write(content)
+        response.finish()
 
-    async def _complete_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        if not isinstance(response, _ForwardedResponse):
-            response.headers[hdrs.SERVER] = "functions_host"
-        elif not response.has_content_type:
-            response.headers.popall(hdrs.CONTENT_TYPE, None)  # aiohttp's default; the worker sent none
-        self.cors.add_headers(request, response)
-
-    def _has_key(self, request: web.Request) -> bool:
+    def _has_key(self, request: CallerRequest) -> bool:
         if self.key is None:
             return True
-        given = request.headers.get("x-functions-key") or request.query.get("code") or ""
+        given = request.header(b"x-functions-key")
+        if not given:
+            given = parse_qs(request.target.partition(b"?")[2].decode()).get("code", [""])[0]
         return hmac.compare_digest(given.encode(errors="replace"), self.key.encode())
 
-    async def _forward(
-        self, request: web.Request, function: Function, parameters: dict[str, str]
-    ) -> web.StreamResponse:
-        """To the worker and back, each read written at once; the end of either connection ends the other one.
-
-        aiohttp cancels this when the caller disconnects, which closes the worker's connection.
-        """
+    async def _invoke(
+        self, request: CallerRequest, response: CallerResponse, function: Function, parameters: dict[str, str]
+    ) -> None:
+        if not _is_uri_host(request.header(b"host") or ""):
+            log(f"The URL of a request for 'Functions.{function.name}' could not be read: its Host header is no host.")
+            response.send_bare(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return
+        body: bytes | None = None
+        if not request.chunked and request.has_body:
+            try:
+                body = await self._read_body(request)
+            except RequestBodyError as unread:
+                log(f"The body of a request for 'Functions.{function.name}' could not be read: {unread}.")
+                request.abandon()
+                response.send_bare(HTTPStatus.INTERNAL_SERVER_ERROR)
+                return
         started = time.monotonic()
-        invocation = str(uuid.uuid4())
-        outcome = "the caller disconnected"
-        response: _ForwardedResponse | None = None
-        upload: asyncio.Task[None] | None = None
+        await self.worker.ready()
+        invocation = self.worker.invoke(
+            str(uuid.uuid4()),
+            function,
+            route=parameters,
+            metadata=_trigger_metadata(request),
+            body=body,
+            trace=(request.header(b"traceparent") or "", request.header(b"tracestate") or ""),
+            seconds=self.limits.function_seconds,
+        )
+        log(
+            f"Executing 'Functions.{function.name}' (Reason='This function was programmatically called via the host "
+            f"APIs.', Id={invocation.id})"
+        )
+        forwarding = asyncio.create_task(self._forward(request, response, invocation, body))
+        request.connection.on_disconnect(forwarding.cancel)
+        try:
+            error = await invocation.finished
+            if invocation.worker_ended:
+                forwarding.cancel()
+            await asyncio.wait((forwarding,))
+        finally:
+            forwarding.cancel()
+            request.connection.on_disconnect(None)
+            invocation.close()
+        failure = None if forwarding.cancelled() else forwarding.result()
+        if forwarding.cancelled():
+            reason = "the worker ended" if invocation.worker_ended else "the caller disconnected"
+            failure = _Failure(HTTPStatus.BAD_GATEWAY, reason)
+        result = "Failed" if failure is not None or error is not None else "Succeeded"
+        milliseconds = (time.monotonic() - started) * 1000
+        log(f"Executed 'Functions.{function.name}' ({result}, Id={invocation.id}, Duration={milliseconds:.0f}ms)")
+        if error is not None:
+            log(f"Exception while executing function: Functions.{function.name} (Id={invocation.id}): {error}")
+        elif failure is not None:
+            log(f"The HTTP request could not be proxied (Id={invocation.id}): {failure.reason}.")
+        if failure is None:
+            response.finish()
+        elif response.started:
+            response.break_off()
+        else:
+            request.keep_alive = request.keep_alive and request.complete
+            response.send_bare(failure.status)
+
+    async def _read_body(self, request: CallerRequest) -> bytes:
+        assert request.content_length is not None
+        if request.content_length > self.limits.body_bytes:
+            raise RequestBodyError(f"it has more than {self.limits.body_bytes} bytes")
+        pieces = []
+        while data := await request.read():
+            pieces.append(data)
+        return b"".join(pieces)
+
+    async def _forward(
+        self, request: CallerRequest, response: CallerResponse, invocation: Invocation, body: bytes | None
+    ) -> _Failure | None:
+        """To the worker and back, each read written at once. The end of the caller's connection cancels this.
+
+        A failure ends a response that has begun at once.
+        """
+        # A caller that is gone by now is one whose disconnect is known after the next look at the sockets.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        failure = await self._exchange(request, response, invocation, body)
+        if failure is not None and response.started:
+            request.connection.on_disconnect(None)
+            response.break_off()
+        return failure
+
+    async def _exchange(
+        self, request: CallerRequest, response: CallerResponse, invocation: Invocation, body: bytes | None
+    ) -> _Failure | None:
+        head = _worker_request_head(request, invocation.id, self.worker.address)
+        connection: WorkerConnection | None = None
         reusable = False
         try:
-            connection = await self.worker.connect()
-        except OSError:
-            return web.Response(status=502)
-        try:
-            connection.request(request.method.encode(), _worker_request_head(request, invocation))
-            headers = request.headers
-            self.worker.invoke(
-                invocation, function, parameters, headers.get("traceparent", ""), headers.get("tracestate", "")
+            for attempt in range(len(_PAUSES) + 1):
+                if attempt > 0 and not (connection is not None and connection.used):
+                    await asyncio.sleep(_PAUSES[attempt - 1])
+                connection = None
+                # The platform's HTTP client refuses such a header each time.
+                if not head.isascii():
+                    continue
+                try:
+                    connection = await self.worker.connect(new=attempt > 0)
+                except OSError:
+                    continue
+                try:
+                    connection.request(request.method.encode(), head, self.limits.activity_seconds)
+                    if body is not None:
+                        await connection.write(body)
+                    elif request.chunked:
+                        await self._upload(request, connection)
+                    answer = await connection.head()
+                except BrokenResponseError:
+                    if request.has_body:  # it can't be sent a second time
+                        return _Failure(HTTPStatus.BAD_GATEWAY, "the worker closed the connection")
+                    connection.transport.abort()
+                else:
+                    break
+            else:
+                if head.isascii():
+                    return _Failure(HTTPStatus.BAD_GATEWAY, "the worker could not be reached")
+                return _Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "a header has characters outside ASCII")
+            assert connection is not None
+            response.prepare(
+                answer.status, answer.reason, [item for item in answer.headers if item[0].lower() not in _HOP_BY_HOP]
             )
-            if request.body_exists:
-                if headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-                    await _send_continue(request)
-                upload = asyncio.create_task(_upload(request, connection))
-            head = await connection.head()
-            response = _ForwardedResponse(head.status, head.reason, head.headers)
-            await response.prepare(request)
             while data := await connection.read():
                 await response.write(data)
-            reusable = connection.finished and (upload is None or upload.done())
-            await response.write_eof()
-            outcome = str(head.status)
-        except BrokenResponseError:
-            if response is None:
-                outcome = "no response from the worker"
-                return web.Response(status=502)
-            outcome = "broken off by the worker"
-            _break_off(request, response)
-        finally:
-            if upload is not None:
-                upload.cancel()
-            if reusable:
-                self.worker.release(connection)
-            else:
+            reusable = connection.finished
+        except RequestBodyError as error:
+            request.abandon()
+            if connection is not None:
                 connection.transport.abort()
-            milliseconds = (time.monotonic() - started) * 1000
-            log(f"Executed 'Functions.{function.name}' ({outcome}, Id={invocation}, Duration={milliseconds:.0f}ms)")
-        return response
+            await asyncio.sleep(sum(_PAUSES))  # the proxy tries again, and has no body to send any more
+            return _Failure(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        except ResponseTimeoutError:
+            return _Failure(
+                HTTPStatus.INTERNAL_SERVER_ERROR, f"no byte came for {self.limits.activity_seconds:g} seconds"
+            )
+        except BrokenResponseError:
+            return _Failure(HTTPStatus.INTERNAL_SERVER_ERROR, "the worker broke the response off")
+        finally:
+            if reusable and connection is not None:
+                self.worker.release(connection)
+            elif connection is not None:
+                connection.transport.abort()
+        return None
+
+    async def _upload(self, request: CallerRequest, connection: WorkerConnection) -> None:
+        """Send a chunked body, at the pace of the slower side."""
+        while data := await request.read():
+            if request.received > self.limits.body_bytes:
+                raise RequestBodyError(f"the body has more than {self.limits.body_bytes} bytes")
+            await connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+        await connection.write(b"0\r\n\r\n")
 
 
-class _ForwardedResponse(web.StreamResponse):
-    """A response as the worker sent it, except for the headers that belong to one connection only."""
-
-    def __init__(self, status: int, reason: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        super().__init__(status=status, reason=reason)
-        dropped = _connection_headers(headers)
-        for name, value in headers:
-            if name.lower() not in dropped:
-                self.headers.add(name.decode("latin-1"), value.decode("utf-8", "replace"))
-        self.has_content_type = hdrs.CONTENT_TYPE in self.headers
-
-
-def _connection_headers(headers: Sequence[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """The names of the headers that belong to one connection only, in lower case."""
-    connection = (value for name, value in headers if name.lower() == b"connection")
-    return _HOP_BY_HOP.union(token.strip().lower() for value in connection for token in value.split(b","))
+def _path(target: bytes) -> str:
+    """The path of a request, decoded except for `%2F`, and without dot segments (RFC 3986, section 5.2.4)."""
+    segments: list[str] = []
+    parts = [unquote(part).replace("/", "%2F") for part in target.partition(b"?")[0].decode().split("/")[1:]]
+    for index, segment in enumerate(parts):
+        if segment == "..":
+            segments[-1:] = []
+        elif segment != ".":
+            segments.append(segment)
+        if segment in ("..", ".") and index == len(parts) - 1:
+            segments.append("")
+    return "/" + "/".join(segments)
 
 
-def _worker_request_head(request: web.Request, invocation: str) -> bytes:
-    dropped = _connection_headers(request.raw_headers)
-    lines = [f"{request.method} {request.raw_path} HTTP/1.1".encode("utf-8", "surrogateescape")]
-    for name, value in request.raw_headers:
+def _trigger_metadata(request: CallerRequest) -> dict[str, Any]:
+    """What the HTTP trigger's binding makes of a request beside its body: headers and query."""
+    headers = {name.decode(): value.decode() for name, value in request.headers}
+    query = dict(parse_qsl(request.target.partition(b"?")[2].decode(), keep_blank_values=True))
+    return {"Headers": headers, "Query": query}
+
+
+def _is_uri_host(host: str) -> bool:
+    """Whether the HTTP trigger's binding can make a URI of a Host header that the server has accepted."""
+    name, _, port = host.rpartition(":") if re.search(r":\d*$", host) else (host, "", "")
+    return bool(name) and int(port or 0) <= 65535
+
+
+def _worker_request_head(request: CallerRequest, invocation: str, worker: tuple[str, int]) -> bytes:
+    """The request as the platform's proxy sends it: with one line for each header, and characters of URLs encoded."""
+    path = quote(_path(request.target), safe="/:@!$&'()*+,;=").replace("%252F", "%2F")
+    _, mark, query = request.target.partition(b"?")
+    target = path.encode() + mark + quote(query, safe="%/?:@!$&'()*+,;=[]").encode()
+    headers: dict[bytes, tuple[bytes, list[bytes]]] = {}
+    for name, value in request.headers:
         lowered = name.lower()
-        # The worker would wait forever for the invocation of an id that came from the caller.
-        if lowered not in dropped and lowered != _INVOCATION_HEADER:
-            lines.append(name + b": " + value)
+        if lowered not in _HOP_BY_HOP and lowered not in _REPLACED:
+            headers.setdefault(lowered, (name, []))[1].append(value)
+    lines = [b"%b %b HTTP/1.1" % (request.method.encode(), target), b"Host: %b:%d" % (worker[0].encode(), worker[1])]
+    for lowered, (name, values) in headers.items():
+        lines.append(name + b": " + (b"; " if lowered == b"cookie" else b", ").join(values))
+    if request.content_length is not None:
+        lines.append(b"Content-Length: %d" % request.content_length)
     lines.append(_INVOCATION_HEADER + b": " + invocation.encode())
-    if request.body_exists and request.content_length is None:
+    lines.append(b"X-Forwarded-For: " + request.connection.peer.encode())
+    lines.append(b"X-Forwarded-Host: " + (request.header(b"host") or "").encode())
+    lines.append(b"X-Forwarded-Proto: http")
+    if request.chunked:
         lines.append(b"Transfer-Encoding: chunked")
     return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-async def _upload(request: web.Request, connection: WorkerConnection) -> None:
-    """Send the request's body, at the pace of the slower side."""
-    chunked = request.content_length is None
-    total = 0
-    try:
-        while data := await request.content.readany():
-            total += len(data)
-            if total > _MAX_BODY_BYTES:
-                connection.transport.abort()
-                return
-            await connection.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
-        if chunked:
-            await connection.write(b"0\r\n\r\n")
-    except BrokenResponseError:
-        return  # the reader of the response gets the same error
-    except (ConnectionError, web.RequestPayloadError):
-        connection.transport.abort()
-
-
-async def _defer_continue(_request: web.Request) -> None:
-    """Send no 100 Continue yet: a caller that waits for one gets it once its key was accepted."""
-
-
-async def _send_continue(request: web.Request) -> None:
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0
-
-
-def _break_off(request: web.Request, response: _ForwardedResponse) -> None:
-    """End the caller's connection so that the response can't pass for a complete one."""
-    transport = request.transport
-    if transport is None:
-        return
-    end_is_marked = (
-        response.chunked or hdrs.TRANSFER_ENCODING in response.headers or response.content_length is not None
-    )
-    if end_is_marked:
-        transport.close()  # what was written is still sent; the last chunk or byte never is
-    else:
-        # To an HTTP/1.0 caller the connection's end is the body's end: only a reset shows the difference.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
 
 
 def log(text: str) -> None:

@@ -1,6 +1,7 @@
 """What the host reads from the app's folder: local.settings.json and host.json."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,63 @@ class LocalSettings:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a request, with the platform's values: sizes in bytes, times in seconds.
+
+    `function_seconds` None: no bound.
+    """
+
+    body_bytes: int = 104_857_600
+    upload_seconds: float = 5.0
+    activity_seconds: float = 240.0
+    function_seconds: float | None = 1800.0
+
+    @classmethod
+    def read(cls, script_root: Path, environment: Mapping[str, str]) -> Self:
+        """The limits by host.json and the app settings; raises `HostError` that names what is wrong."""
+        return cls(
+            body_bytes=int(_number(environment, "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT", cls().body_bytes)),
+            upload_seconds=_number(environment, "LOCAL_HOST_UPLOAD_SECONDS", cls().upload_seconds),
+            activity_seconds=_number(environment, "LOCAL_HOST_ACTIVITY_SECONDS", cls().activity_seconds),
+            function_seconds=_function_seconds(_host_document(script_root).get("functionTimeout")),
+        )
+
+
 def route_prefix(script_root: Path) -> str:
     """`extensions.http.routePrefix` of host.json; `api` where it is not set, as on the platform."""
+    http = _host_document(script_root).get("extensions", {}).get("http", {})
+    return str(http.get("routePrefix", "api")).strip("/")
+
+
+def _host_document(script_root: Path) -> dict[str, Any]:
     path = script_root / "host.json"
     if not path.exists():
         raise HostError(f"There is no host.json in {script_root}: it is not the folder of a function app.")
-    http = _json_object(path).get("extensions", {}).get("http", {})
-    return str(http.get("routePrefix", "api")).strip("/")
+    return _json_object(path)
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "")
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise HostError(f"{name} must be a number greater than 0.")
+    return number
+
+
+def _function_seconds(text: Any) -> float | None:
+    if text is None:
+        return Limits().function_seconds
+    if text == "-1":
+        return None
+    match = re.fullmatch(r"(?:(\d+)\.)?(\d+):(\d+):(\d+(?:\.\d+)?)", str(text))
+    if match is None:
+        raise HostError("host.json: functionTimeout must be a time such as 00:30:00, or -1 for none.")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _json_object(path: Path) -> dict[str, Any]:

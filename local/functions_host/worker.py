@@ -19,6 +19,7 @@ from local.functions_host.worker_connection import WorkerConnection
 
 _START_SECONDS = 120.0
 _LISTEN_SECONDS = 20.0
+_JSON_SPACE = b" \t\r\n\xef\xbb\xbf"  # and a byte order mark
 _CONTROL_LINE_BYTES = 16 * 1024 * 1024
 
 
@@ -38,6 +39,25 @@ class Function:
     def trigger(self) -> dict[str, Any]:
         """The binding that starts it."""
         return next(binding for binding in self.bindings if str(binding["type"]).lower().endswith("trigger"))
+
+
+class Invocation:
+    """One call of a function, open until its HTTP response has ended, too; `close` ends it then."""
+
+    def __init__(self, identifier: str, function: Function, on_close: Callable[["Invocation"], None]) -> None:
+        self.id = identifier
+        self.function = function
+        # Its result is the function's error text, None for a success.
+        self.finished: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.worker_ended = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.close: Callable[[], None] = lambda: on_close(self)
+
+    def finish(self, error: str | None, *, worker_ended: bool = False) -> None:
+        """Note the function's end."""
+        if not self.finished.done():
+            self.worker_ended = worker_ended
+            self.finished.set_result(error)
 
 
 class _WorkerProcess(asyncio.SubprocessProtocol):
@@ -76,26 +96,41 @@ class _WorkerProcess(asyncio.SubprocessProtocol):
 class Worker:
     """The worker's process, from its start to its end; `stop` ends it in every case.
 
-    `environment` is all that it gets; `on_line` is called with each line of its output.
+    `environment` is all that it gets; `on_line` is called with each line of its output, and `log` with what happens to
+    the worker itself.
     """
 
-    def __init__(self, script_root: Path, environment: dict[str, str], on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        script_root: Path,
+        environment: dict[str, str],
+        on_line: Callable[[str], None],
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self.log = log
         self.script_root = script_root
         self.environment = environment
         self.on_line = on_line
         self.functions: tuple[Function, ...] = ()
-        self._address = ("127.0.0.1", 0)
+        self.address = ("127.0.0.1", 0)
         self._idle: deque[WorkerConnection] = deque()  # the one that has been idle longest first
         self._process: _WorkerProcess | None = None
-        # Called with id and error text at each invocation's end.
-        self.on_finished: Callable[[str, str | None], None] = lambda _id, _error: None
+        self._open: dict[str, Invocation] = {}
+        self._function_ids: dict[str, str] = {}  # by name; the library makes new ones at each start
+        self._ready = asyncio.Event()
+        self._restarting: asyncio.Task[None] | None = None
+
+    @property
+    def open_invocations(self) -> int:
+        """The number of invocations whose function or response has not ended."""
+        return len(self._open)
 
     async def start(self) -> None:
         """Start it and index the app; raises `WorkerError` with the app's own error when it can't be indexed."""
         own_end, worker_end = socket.socketpair()
         loop = asyncio.get_running_loop()
         with worker_end:
-            _, self._process = await loop.subprocess_exec(
+            _, process = await loop.subprocess_exec(
                 lambda: _WorkerProcess(self.on_line),
                 sys.executable,
                 "-P",  # the app's folder comes first on its path, and this folder not at all
@@ -109,6 +144,7 @@ class Worker:
                 pass_fds=(worker_end.fileno(),),
                 start_new_session=True,  # the host handles Ctrl-C
             )
+        self._process = process
         reader, self._control = await asyncio.open_unix_connection(sock=own_end, limit=_CONTROL_LINE_BYTES)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -116,7 +152,7 @@ class Worker:
         except TimeoutError:
             raise WorkerError(f"The app could not be loaded within {_START_SECONDS:.0f} s.") from None
         if not line:
-            raise WorkerError(f"The worker ended while it loaded the app ({await self.ended()}).")
+            raise WorkerError(f"The worker ended while it loaded the app ({_how_ended(await process.exited)}).")
         message = json.loads(line)
         if "failed" in message:
             raise WorkerError(f"The app could not be loaded:\n{message['failed'].rstrip()}")
@@ -124,10 +160,16 @@ class Worker:
         self.functions = tuple(
             Function(function["id"], function["name"], tuple(function["bindings"])) for function in ready["functions"]
         )
+        self._function_ids = {function.name: function.id for function in self.functions}
         address = urlsplit(ready["uri"])
-        self._address = (address.hostname or "127.0.0.1", address.port or 80)
+        self.address = (address.hostname or "127.0.0.1", address.port or 80)
         self._control_reader = asyncio.create_task(self._read_control(reader))
         await self._wait_until_it_listens()
+        self._ready.set()
+
+    async def ready(self) -> None:
+        """Wait until the worker serves: a restart may be under way."""
+        await self._ready.wait()
 
     async def _wait_until_it_listens(self) -> None:
         # The library announces the address before its uvicorn listens there.
@@ -146,50 +188,124 @@ class Worker:
                 return
 
     async def _read_control(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
-            message = json.loads(line)
-            self.on_finished(message["finished"], message["error"])
+        try:
+            while (line := await reader.readline()).endswith(b"\n"):
+                message = json.loads(line)
+                if (invocation := self._open.get(message["finished"])) is not None:
+                    invocation.finish(message["error"])
+        except ConnectionError:
+            pass
+        self._control.close()
+        for invocation in list(self._open.values()):
+            invocation.finish("The worker ended.", worker_ended=True)
 
     async def ended(self) -> str:
-        """Wait for the process's end; returns how it ended, for the developer to read."""
-        assert self._process is not None
-        code = await asyncio.shield(self._process.exited)
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        """Wait for the process's end, unless it is restarted; returns how it ended, for the developer to read.
+
+        Raises `WorkerError` when it could not be started anew.
+        """
+        while True:
+            assert self._process is not None
+            code = await asyncio.shield(self._process.exited)
+            if self._restarting is None:
+                return _how_ended(code)
+            await asyncio.shield(self._restarting)
 
     def invoke(
-        self, invocation: str, function: Function, route: dict[str, str], traceparent: str, tracestate: str
-    ) -> None:
-        """Tell the worker which function serves the HTTP request of this invocation; `route`: its parameters."""
-        message = {
-            "id": invocation,
-            "function": function.id,
-            "parameter": function.trigger["name"],
-            "route": route,
-            "traceparent": traceparent,
-            "tracestate": tracestate,
-        }
-        self._control.write(json.dumps(message).encode() + b"\n")
+        self,
+        identifier: str,
+        function: Function,
+        *,
+        route: dict[str, str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        body: bytes | None = None,
+        trace: tuple[str, str] = ("", ""),
+        seconds: float | None = None,
+    ) -> Invocation:
+        """Tell the worker which function serves the HTTP request with this id.
 
-    async def connect(self) -> WorkerConnection:
+        `route`: its parameters. `metadata`: the trigger's; the members of a JSON object as `body`, of a request with a
+        Content-Length, are added to it. `trace`: traceparent and tracestate. After `seconds` the worker is restarted.
+        """
+        invocation = Invocation(identifier, function, self._close_invocation)
+        self._open[identifier] = invocation
+        members = body if body is not None and body.lstrip(_JSON_SPACE).startswith(b"{") else b""
+        message = {
+            "id": identifier,
+            "function": self._function_ids.get(function.name, ""),
+            "parameter": function.trigger["name"],
+            "route": route or {},
+            "traceparent": trace[0],
+            "tracestate": trace[1],
+            "metadata": metadata or {},
+            "members": len(members),
+        }
+        if self._control.is_closing():
+            invocation.finish("The worker ended.", worker_ended=True)
+            return invocation
+        self._control.write(json.dumps(message).encode() + b"\n")
+        if members:
+            self._control.write(members)
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            invocation.timer = loop.call_later(seconds, self._time_out, invocation, seconds)
+        return invocation
+
+    def _close_invocation(self, invocation: Invocation) -> None:
+        self._open.pop(invocation.id, None)
+        if invocation.timer is not None:
+            invocation.timer.cancel()
+
+    def _time_out(self, invocation: Invocation, seconds: float) -> None:
+        if self._restarting is not None:
+            return
+        self.log(
+            f"Timeout value of {seconds:g} seconds exceeded by function 'Functions.{invocation.function.name}' "
+            f"(Id={invocation.id}). The worker is restarted."
+        )
+        self._ready.clear()
+        self._restarting = asyncio.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        assert self._process is not None
+        old = self._process
+        if not old.exited.done():
+            old.transport.kill()
+        await old.exited
+        old.transport.close()
+        await self._control_reader  # it ends all open invocations
+        while self._idle:
+            self._idle.pop().transport.abort()
+        await self.start()
+        self.log("The worker was restarted.")
+        self._restarting = None
+
+    async def connect(self, *, new: bool = False) -> WorkerConnection:
         """An idle connection, or a new one; raises `ConnectionError` when the worker accepts none."""
         while self._idle and not self._idle[0].usable:
             self._idle.popleft().transport.close()
-        if self._idle:
+        if self._idle and not new:
             return self._idle.pop()
-        _, connection = await asyncio.get_running_loop().create_connection(WorkerConnection, *self._address)
+        _, connection = await asyncio.get_running_loop().create_connection(WorkerConnection, *self.address)
         connection.idle_since = time.monotonic()
         return connection
 
     def release(self, connection: WorkerConnection) -> None:
         """Keep the connection for another request."""
-        connection.idle_since = time.monotonic()
+        connection.keep()
         self._idle.append(connection)
 
     async def stop(self) -> None:
         """Kill it: its uvicorn would wait for open streams."""
+        if self._restarting is not None:
+            self._restarting.cancel()
         if self._process is None:
             return
         if not self._process.exited.done():
             self._process.transport.kill()
             await self._process.exited
         self._process.transport.close()
+
+
+def _how_ended(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, ItemsView
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +59,38 @@ class _Message(SimpleNamespace):
         return self.oneof
 
 
+class _TriggerMetadata:
+    """Headers, query and top-level members of a JSON body, as the HTTP trigger's binding on the platform sends them.
+
+    Nothing of the body is parsed before the library asks for it.
+    """
+
+    def __init__(self, metadata: dict[str, Any], body: bytes) -> None:
+        self.metadata = metadata
+        self.body = body
+
+    def items(self) -> ItemsView[str, _Message]:
+        """Name and value: an object as JSON, any other value as a string; null and lists are left out."""
+        query = {name: value for name, value in self.metadata.get("Query", {}).items() if name != "code"}
+        found = self.metadata | query | self._members()
+        return {
+            name: self._message(value) for name, value in found.items() if not isinstance(value, list | None)
+        }.items()
+
+    def _members(self) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads(self.body.decode("utf-8-sig", "replace"))
+        except ValueError:
+            return {}
+        return document
+
+    @staticmethod
+    def _message(value: Any) -> _Message:
+        if isinstance(value, dict):
+            return _Message(oneof="json", json=json.dumps(value))
+        return _Message(oneof="string", string=str(value))
+
+
 class _StatusResult(SimpleNamespace):
     Failure = 0
     Success = 1
@@ -91,7 +123,8 @@ class _Worker:
 
     To the host: `{"ready": {"uri", "functions": [{"id", "name", "bindings"}]}}` or `{"failed": text}` once, then
     `{"finished": id, "error": text or null}` for each invocation.
-    From the host: `{"id", "function", "parameter", "route", "traceparent", "tracestate"}` for each invocation.
+    From the host: `{"id", "function", "parameter", "route", "traceparent", "tracestate", "metadata", "members"}`
+    for each invocation, followed by as many bytes as "members" says: a body that may be a JSON object.
     """
 
     def __init__(self, control: socket.socket, script_root: Path) -> None:
@@ -105,7 +138,9 @@ class _Worker:
         reader, self.writer = await asyncio.open_unix_connection(sock=self.control, limit=_CONTROL_LINE_BYTES)
         self.send(await self.initialise())
         while line := await reader.readline():
-            task = asyncio.create_task(self.invoke(json.loads(line)))
+            invocation = json.loads(line)
+            body = await reader.readexactly(invocation["members"]) if invocation["members"] else b""
+            task = asyncio.create_task(self.invoke(invocation, body))
             self.invocations.add(task)
             task.add_done_callback(self.invocations.discard)
         # The host has ended. uvicorn's own shutdown would wait for open streams, which no one reads any more.
@@ -152,7 +187,7 @@ class _Worker:
             }
         }
 
-    async def invoke(self, invocation: dict[str, Any]) -> None:
+    async def invoke(self, invocation: dict[str, Any], body: bytes) -> None:
         """Call the function; its HTTP request arrives at the library's uvicorn under the same id."""
         setattr(asyncio.current_task(), _INVOCATION_ID, invocation["id"])
         request = _Message(
@@ -168,7 +203,7 @@ class _Worker:
                         invocation_id=invocation["id"],
                         function_id=invocation["function"],
                         input_data=[_Message(oneof="data", name=invocation["parameter"], data=request)],
-                        trigger_metadata={},
+                        trigger_metadata=_TriggerMetadata(invocation["metadata"], body),
                         trace_context=SimpleNamespace(
                             trace_parent=invocation["traceparent"], trace_state=invocation["tracestate"], attributes={}
                         ),

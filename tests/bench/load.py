@@ -149,7 +149,8 @@ class Target:
         invocation = str(uuid.uuid4())
         request = _request("/stream", json.dumps({"input": plan.prompt}), f"x-ms-invocation-id: {invocation}\r\n")
         answer = connection.send(request, plan)
-        self._worker.invoke(invocation, self._function, {}, "", "")
+        invoked = self._worker.invoke(invocation, self._function)
+        invoked.finished.add_done_callback(lambda _: invoked.close())
         return answer, connection
 
     async def request(self, plan: Plan) -> RawAnswer:

@@ -61,7 +61,7 @@ async def post_stream(
         try:
             async for chunk in response.aiter_raw():
                 chunks.append(chunk)
-        except httpx.RemoteProtocolError:
+        except (httpx.ReadError, httpx.RemoteProtocolError):
             answer.broken = True
         answer.status, answer.headers, answer.raw = response.status_code, response.headers, b"".join(chunks)
     parse_answer(answer, media_type)

@@ -1,23 +1,38 @@
-"""A function app hosted in a process of its own, for end-to-end tests."""
+"""A function app hosted in a process of its own, for end-to-end tests.
+
+The environment variable `FUNCTIONS_HOST_COMMAND` is the command of another host to test the app behind, in shell words:
+one that takes the options of `local.functions_host`, prints the same lines and has its `GET /_state`. Tests of what
+such a host may lack are marked `own_host`.
+"""
 
 import asyncio
 import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_APP = Path(__file__).with_name("sample_app")
+
+HOST_COMMAND = shlex.split(os.environ.get("FUNCTIONS_HOST_COMMAND", ""))
+
+
+def own_host(reason: str) -> pytest.MarkDecorator:
+    """Skips a test of what only `local.functions_host` has, behind another host."""
+    return pytest.mark.skipif(bool(HOST_COMMAND), reason=f"another host: {reason}")
+
 
 # Environment variables that a process needs; a developer's own settings must not reach the app under test.
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV")
@@ -29,7 +44,7 @@ def bare_environment(environment: Mapping[str, str] | None = None) -> dict[str, 
 
 
 class HostedApp:
-    """A running `local.functions_host`.
+    """A running `local.functions_host`, or the host that `FUNCTIONS_HOST_COMMAND` names.
 
     `url` has no trailing slash. `output` is all that the host and its worker have printed; lines of the worker begin
     with `[worker] `. `stop`, or leaving the context, ends it, and fails the test if it had ended before.
@@ -44,6 +59,7 @@ class HostedApp:
         key: str | None = None,
         settings: Mapping[str, Any] | None = None,
         options: tuple[str, ...] = (),
+        command: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.key = key
@@ -52,8 +68,8 @@ class HostedApp:
         self._log = folder / "output.txt"
         settings_file = folder / "local.settings.json"
         settings_file.write_text(json.dumps(settings or {}))
-        command = [sys.executable, "-m", "local.functions_host", "--port=0", f"--script-root={script_root}"]
-        command += [f"--settings={settings_file}", *options]
+        command = [*(command or HOST_COMMAND or (sys.executable, "-m", "local.functions_host"))]
+        command += ["--port=0", f"--script-root={script_root}", f"--settings={settings_file}", *options]
         if key is not None:
             command += ["--enable-auth", f"--function-key={key}"]
         with self._log.open("wb") as log:
@@ -109,6 +125,15 @@ class HostedApp:
             "verify", False
         )  # there is no TLS here, and loading the CA certificates takes longer than a request
         return httpx.AsyncClient(base_url=self.url, headers=headers, **options)
+
+    async def open_invocations(self) -> int:
+        """The number of invocations that are open in the host; if it can't tell, by the lines that it has printed."""
+        async with httpx.AsyncClient(timeout=30, verify=False) as client:
+            response = await client.get(f"{self.url}/_state")
+        if response.status_code == 200:
+            return int(response.json()["open"])
+        output = self.output
+        return output.count("Executing 'Functions.") - output.count("Executed 'Functions.")
 
     def wait_for(self, text: str, *, seconds: float = 30) -> str:
         """The first line of output that begins with `text`; fails if the host ends before there is one."""

@@ -215,24 +215,27 @@ async def test_disconnect_from_a_document_ends_the_upstream_request(
     assert [record.ended for record in model_service.requests] == ["aborted"]
 
 
-@pytest.mark.parametrize(
-    ("header", "body"),
-    [
-        (b"Content-Length: 1000", b'{"input": "x"}'),
-        (b"Transfer-Encoding: chunked", b'e\r\n{"input": "x"}\r\n'),  # complete, but for the last chunk
-    ],
-    ids=["content-length", "chunked"],
-)
-async def test_disconnect_within_the_body(
-    warm_app: HostedApp, model_service: ModelService, header: bytes, body: bytes
-) -> None:
+async def test_disconnect_within_a_chunked_body(warm_app: HostedApp, model_service: ModelService) -> None:
     async def body_is_being_read() -> bool:
         return bool((await inspect(warm_app))["objects"]["CallerRequest"])
 
     async with nothing_remains(warm_app, model_service):
         client = await RawClient.connect(warm_app)
-        client.writer.write(b"POST /stream HTTP/1.1\r\nHost: h\r\n%b\r\n\r\n%b" % (header, body))
+        # Complete, but for the last chunk.
+        client.writer.write(
+            b'POST /stream HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\ne\r\n{"input": "x"}\r\n'
+        )
         await eventually(body_is_being_read)
+        client.disconnect()
+    assert model_service.requests == [], "half a request was sent upstream"
+
+
+async def test_disconnect_within_a_body_of_known_length(warm_app: HostedApp, model_service: ModelService) -> None:
+    # The host reads such a body to its end before the app is called: of this one the app never learns.
+    async with nothing_remains(warm_app, model_service):
+        client = await RawClient.connect(warm_app)
+        client.writer.write(b'POST /stream HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n{"input": "x"}')
+        await client.writer.drain()
         client.disconnect()
     assert model_service.requests == [], "half a request was sent upstream"
 

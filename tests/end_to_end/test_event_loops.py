@@ -11,12 +11,12 @@ import pytest
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService
 from tests.end_to_end.answers import SSE, post_stream
-from tests.end_to_end.hosting import HostedApp, eventually
+from tests.end_to_end.hosting import HostedApp, eventually, own_host
 
 INSPECTED_APP: Final = Path(__file__).with_name("inspected_app")
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+@pytest.fixture(scope="module", params=["uvloop", pytest.param("asyncio", marks=own_host("LOCAL_EVENT_LOOP"))])
 def event_loop_app(
     request: pytest.FixtureRequest, functions_app: Callable[..., HostedApp], model_service_port: int
 ) -> HostedApp:

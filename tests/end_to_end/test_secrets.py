@@ -106,7 +106,7 @@ class RecordingClient:
             try:
                 async for chunk in response.aiter_raw():
                     chunks.append(chunk)
-            except httpx.RemoteProtocolError:
+            except (httpx.ReadError, httpx.RemoteProtocolError):
                 pass  # the app broke the connection
         body = b"".join(chunks).decode(errors="replace")
         self.responses.append(Received(description, response.status_code, f"{response.headers.multi_items()}\n{body}"))

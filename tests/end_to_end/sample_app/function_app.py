@@ -1,20 +1,62 @@
-"""A function app that does, on demand, all that a host must handle; `GET /events` returns what happened in it."""
+"""A function app that does, on demand, all that a host must handle; `GET /events` returns what happened in it.
+
+With `SAMPLE_BOUND_THE_WAITS` it ends invocations whose HTTP request does not arrive, as this repository's app does.
+"""
 
 import asyncio
 import hashlib
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import azure.functions as func
+import azure_functions_runtime.handle_event as library
+from azure_functions_runtime.bindings.datumdef import Datum
 from azurefunctions.extensions.http.fastapi import JSONResponse, Request, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if os.environ.get("SAMPLE_BOUND_THE_WAITS"):
+    sys.path.append(str(Path(__file__).resolve().parents[3]))
+    from relay.worker_patches import invocations
+
+    invocations.bound_the_waits()
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 happened: dict[str, float] = {}  # a name of the test's own and an event: a time or a count
 gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(0))
+
+trigger_metadata: ContextVar[dict[str, Any]] = ContextVar("trigger_metadata")
+
+original_convert = library.from_incoming_proto
+original_data_received = HttpToolsProtocol.data_received
+
+
+def record_metadata(binding: str, pb: Any, **options: Any) -> Any:
+    """Convert the trigger as the library does, and keep its metadata for the function."""
+    found = options["trigger_metadata"]
+    data = {name: Datum.from_typed_data(value) for name, value in found.items()} if found else {}
+    trigger_metadata.set({name: [datum.type, datum.python_value] for name, datum in data.items()})
+    return original_convert(binding, pb, **options)
+
+
+def drop_kept_connection(self: HttpToolsProtocol, data: bytes) -> None:
+    """Close a connection that has served a request when one with the header X-Drop comes, as if it had been idle."""
+    if b"x-drop:" in data.lower() and vars(self).get("sample_used"):
+        happened["dropped"] = happened.get("dropped", 0) + 1
+        self.transport.abort()
+        return
+    vars(self)["sample_used"] = True
+    original_data_received(self, data)
+
+
+library.from_incoming_proto = record_metadata
+HttpToolsProtocol.data_received = drop_kept_connection  # type: ignore[method-assign]
 
 
 @app.route("stream", methods=["GET", "POST"])
@@ -26,6 +68,7 @@ async def stream(req: Request) -> StreamingResponse:
     name, size = query.get("name", ""), int(query.get("size", "0"))
     count, pause, breaks = int(query.get("count", "3")), float(query.get("pause", "0")), query.get("break")
     gate = gates[name] if "gated" in query else None
+    happened[f"{name} called"] = time.time()
 
     async def events() -> AsyncIterator[bytes]:
         try:
@@ -112,7 +155,14 @@ async def echo(req: Request) -> JSONResponse:
 @app.route("early", methods=["POST"])
 async def early(req: Request) -> Response:
     """Reject the request without reading its body."""
+    happened[f"{req.query_params.get('name', '')} answered"] = time.time()
     return Response("too much", status_code=413)
+
+
+@app.route("metadata", methods=["POST"])
+async def metadata(req: Request) -> JSONResponse:
+    """The invocation's trigger metadata: kind and value by name."""
+    return JSONResponse(trigger_metadata.get())
 
 
 @app.route("back", methods=["POST"])
@@ -134,7 +184,7 @@ async def thing(req: Request) -> JSONResponse:
     return JSONResponse(dict(req.path_params))
 
 
-@app.route("things/special", methods=["GET"])
+@app.route("things/special", methods=["GET", "HEAD"])
 async def special(req: Request) -> Response:
     """A literal in the place of a parameter: it has precedence."""
     return Response("special")
