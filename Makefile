@@ -53,7 +53,7 @@ infra-test: ## validate and test the Terraform configuration against a mocked Az
 bench: $(VENV)/.for-bench ## benchmark the relay against the usual implementation; ARGS="--quick" or "flood requests"
 	@$(PYTHON) -m tests.bench $(ARGS)
 
-soak: $(VENV)/.for-tests ## run 10,000 streams with all faults; STREAMS=300 for fewer, SOAK_SEED=… to repeat a run
+soak: $(VENV)/.for-tests ## run 10,000 streams with all faults and 2,000 disconnects; STREAMS=300 for fewer, SOAK_SEED=… to repeat a run
 	@SOAK_STREAMS=$(or $(STREAMS),10000) $(PYTHON) -m pytest -p no:xdist -s tests/end_to_end/test_soak.py
 
 fuzz: $(VENV)/.for-fuzz ## fuzz the parsers of external input; ARGS="chat --seconds 600"
