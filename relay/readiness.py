@@ -208,6 +208,8 @@ def _code(refusal: Refusal) -> object:
 
 def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Settings) -> str:
     deployment, identity = backend.settings.deployment, settings.identity
+    if refusal.remedy is not None:
+        return refusal.remedy
     match problem.code:
         case UPSTREAM_AUTH.code if refusal.status is None:
             return _sign_in_remedy(identity)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import signal
+import ssl
 
 from local.model_service import IdentityEndpoint, ModelService
 
@@ -19,9 +20,15 @@ def main() -> None:
     parser.add_argument("--accept-token", help="the bearer token that is accepted (default: any)")
     parser.add_argument("--require-issued-token", action="store_true", help="accept only tokens of /msi/token")
     parser.add_argument("--identity-header", help="what /msi/token expects as X-IDENTITY-HEADER (default: random)")
+    parser.add_argument("--tls", metavar="FILE", help="serve HTTPS with the certificate and key in this PEM file")
     options = parser.parse_args()
+    tls = None
+    if options.tls:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.tls)
     service = ModelService(
         port=options.port,
+        tls=tls,
         tokens_per_second=options.tokens_per_second,
         time_to_first_token=options.time_to_first_token,
         tokens_per_write=options.tokens_per_write,

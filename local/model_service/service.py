@@ -1,5 +1,6 @@
 """The HTTP server of the model service."""
 
+import ssl
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -15,12 +16,16 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 class ModelService(ServiceState):
-    """The service on a port of 127.0.0.1 (0: any free one), as an asynchronous context; see `ServiceState`."""
+    """The service on a port of 127.0.0.1 (0: any free one), as an asynchronous context; see `ServiceState`.
+
+    `tls`: with the certificate to show; None: plain HTTP.
+    """
 
     def __init__(
         self,
         *,
         port: int = 0,
+        tls: ssl.SSLContext | None = None,
         tokens_per_second: float = 50.0,
         time_to_first_token: float = 0.0,
         tokens_per_write: int = 64,
@@ -41,6 +46,7 @@ class ModelService(ServiceState):
             identity=identity,
         )
         self.port = port
+        self.tls = tls
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,7 +67,10 @@ class ModelService(ServiceState):
         )
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, backlog=1024).start()
+            site = web.TCPSite(
+                self._runner, "127.0.0.1", self.port, ssl_context=self.tls, reuse_address=True, backlog=1024
+            )
+            await site.start()
         except OSError:
             await self._runner.cleanup()
             raise
@@ -76,8 +85,8 @@ class ModelService(ServiceState):
 
     @property
     def origin(self) -> str:
-        """`http://127.0.0.1:PORT`."""
-        return f"http://127.0.0.1:{self.port}"
+        """`http://127.0.0.1:PORT`, or `https`."""
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:

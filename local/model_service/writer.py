@@ -5,6 +5,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -33,6 +34,7 @@ class PacedWriter:
         self.frame: Frame = sse_frame
         self.split: Splitter | None = None
         self.content_type = "text/event-stream; charset=utf-8"
+        self.headers: dict[str, str] = {}  # beside the usual ones
         self.response: web.StreamResponse | None = None
         self._held: list[bytes] = []
         self._tokens_held = 0
@@ -97,6 +99,17 @@ class PacedWriter:
                 case _:
                     return
 
+    async def write_to_connection(self, steps: Iterator[Step]) -> NoReturn:
+        """Write a whole response past the HTTP server, whose connection ends with it."""
+        transport = self.request.transport
+        for step in steps:
+            match step:
+                case Raw(body=body) if transport is not None:
+                    transport.write(body)
+                case Pause(seconds=seconds):
+                    await _sleep(seconds)
+        await self._cut(reset=False)
+
     async def _send_headers(self, reply: Reply) -> None:
         headers = {
             "Content-Type": self.content_type,
@@ -106,6 +119,7 @@ class PacedWriter:
             "x-ratelimit-remaining-requests": "999",
             "x-ratelimit-remaining-tokens": "999000",
         }
+        headers |= self.headers
         if (client_request_id := self.request.headers.get("x-ms-client-request-id")) is not None:
             headers["x-ms-client-request-id"] = client_request_id
         self.response = web.StreamResponse(headers=headers)
@@ -136,7 +150,7 @@ class PacedWriter:
             await self.response.write(piece)
             await asyncio.sleep(0)
 
-    async def _cut(self, *, reset: bool) -> None:
+    async def _cut(self, *, reset: bool) -> NoReturn:
         """End the connection: closed after all that was written, or reset; the record shows that it was a fault."""
         transport = self.request.transport
         self.record.end("fault")
@@ -149,6 +163,7 @@ class PacedWriter:
             else:
                 transport.close()
         await asyncio.get_running_loop().create_future()  # the end of the connection cancels this handler
+        raise AssertionError("the handler was not cancelled")
 
 
 async def _sleep(seconds: float) -> None:

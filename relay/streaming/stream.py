@@ -224,13 +224,23 @@ class Stream:
         self._watchdog.awaiting_upstream = True
         timeout = self._settings.failover_after if self._failover.has_more() else None
         try:
-            async with asyncio.timeout(timeout):
-                return await backend.open(self._failover.adapted(self._request), self._caller.request_id)
+            async with asyncio.timeout(timeout) as limit:
+                # A refusal that is known is no silence, though its body may take a moment.
+                return await backend.open(
+                    self._failover.adapted(self._request),
+                    self._caller.request_id,
+                    self._note_repeat,
+                    lambda: limit.reschedule(None),
+                )
         except TimeoutError:
             return Refusal(UPSTREAM_TIMEOUT, f"silent for {timeout:g} s before its answer began")
         finally:
             self._watchdog.awaiting_upstream = False
             self._watchdog.last_received = self._loop.time()
+
+    def _note_repeat(self) -> None:
+        self._failover.attempts += 1
+        self._record.attempts = self._failover.attempts
 
     async def _read(self, answer: Answer) -> Done | Failed:
         """Read one answer up to its terminal event."""

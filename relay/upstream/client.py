@@ -1,5 +1,6 @@
 """The client of one model service: the openai client for address, credential and errors, and the answer's raw bytes."""
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,11 +15,22 @@ import openai
 from relay.problems import UPSTREAM_AUTH, UPSTREAM_ERROR, UPSTREAM_TIMEOUT
 from relay.settings import AZURE_HOSTS, NO_KEY
 from relay.upstream.answer import Answer
+from relay.upstream.content_coding import UnreadableCodingError
 from relay.upstream.credential import SignInError
 from relay.upstream.environment import proxy_for, remove_client_settings, without_credentials
 from relay.upstream.failures import Refusal, classify
 from relay.upstream.request import UpstreamRequest
-from relay.upstream.transport import AIOHTTP_RESPONSE, AiohttpTransport, StreamedAnswer
+from relay.upstream.transport import (
+    AIOHTTP_RESPONSE,
+    AiohttpTransport,
+    ClosedConnectionError,
+    StreamedAnswer,
+    refusal_text,
+)
+
+
+def _ignore() -> None:
+    pass
 
 
 class ModelServiceClient:
@@ -65,40 +77,69 @@ class ModelServiceClient:
             ),
         )
 
-    async def open(self, request: UpstreamRequest, deployment: str, request_id: str) -> Answer | Refusal:
-        """Send the request to `deployment`; returns when the answer's headers have arrived."""
+    async def open(
+        self,
+        request: UpstreamRequest,
+        deployment: str,
+        request_id: str,
+        on_repeat: Callable[[], None] = _ignore,
+        on_refusal: Callable[[], None] = _ignore,
+    ) -> Answer | Refusal:
+        """Send the request to `deployment`; returns when the answer's headers have arrived.
+
+        `on_repeat` is called before the request is sent once more, since the server had closed the kept connection that
+        it was sent on: only once, as a failing server would be asked on each of its connections. `on_refusal` is called
+        when the status has told that there is no answer: from then on it takes a second at most.
+        """
+        content = msgspec.json.encode({**request.parameters, "model": deployment})
         try:
-            # `stream` leaves the body unread; with this `cast_to` the client returns the response itself, which its
-            # types can't express.
-            response: Any = await self._client.post(
-                request.path,
-                content=msgspec.json.encode({**request.parameters, "model": deployment}),
-                cast_to=httpx2.Response,
-                options={
-                    "headers": {
-                        "content-type": "application/json",
-                        "accept": "text/event-stream" if request.stream else "application/json",
-                        "x-ms-client-request-id": request_id,
-                        **self._key_headers,
-                    }
-                },
-                stream=True,
-                stream_cls=openai.AsyncStream[Any],
-            )
+            try:
+                return await self._send(request, content, request_id)
+            except openai.APIConnectionError as error:
+                if not isinstance(error.__cause__, ClosedConnectionError):
+                    raise
+                on_repeat()
+                return await self._send(request, content, request_id)
         except openai.APIStatusError as error:
-            refusal = classify(
-                error.body, status=error.status_code, headers=error.response.headers, fields=request.fields
-            )
-            return self._without_secrets(self._with_credential_named(refusal))
+            on_refusal()
+            response = error.response
         except openai.APITimeoutError:
             return Refusal(UPSTREAM_TIMEOUT, "no connection in time")
         except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__
-            return Refusal(UPSTREAM_ERROR, f"no connection to the model service ({cause})")
+            # The transport's own words; any other text can hold anything.
+            ours = isinstance(error.__cause__, httpx2.ConnectError)
+            return Refusal(UPSTREAM_ERROR, str(error.__cause__) if ours else "no connection to the model service")
+        except UnreadableCodingError as error:
+            reason = f"the model service answered with Content-Encoding {error} though identity was asked for"
+            return Refusal(UPSTREAM_ERROR, reason, remedy=_CODING_REMEDY)
         except SignInError as error:
             return Refusal(UPSTREAM_AUTH, str(error))
-        except Exception as error:  # noqa: BLE001 (the client decodes an error's body by its headers, and raises as that does)
+        except Exception as error:  # noqa: BLE001 (whatever else the libraries raise; its text can hold anything)
             return Refusal(UPSTREAM_ERROR, f"its answer can't be read ({type(error).__name__})")
+        body = error_object(await refusal_text(response.extensions[AIOHTTP_RESPONSE]))
+        refusal = classify(body, status=response.status_code, headers=response.headers, fields=request.fields)
+        if response.status_code in _REDIRECTS:
+            refusal = _redirect(refusal)
+        return self._without_secrets(self._with_credential_named(refusal))
+
+    async def _send(self, request: UpstreamRequest, content: bytes, request_id: str) -> StreamedAnswer:
+        # `stream` leaves the body unread; with this `cast_to` the client returns the response itself, which its types
+        # can't express.
+        response: Any = await self._client.post(
+            request.path,
+            content=content,
+            cast_to=httpx2.Response,
+            options={
+                "headers": {
+                    "content-type": "application/json",
+                    "accept": "text/event-stream" if request.stream else "application/json",
+                    "x-ms-client-request-id": request_id,
+                    **self._key_headers,
+                }
+            },
+            stream=True,
+            stream_cls=openai.AsyncStream[Any],
+        )
         return StreamedAnswer(response.extensions[AIOHTTP_RESPONSE])
 
     def _with_credential_named(self, refusal: Refusal) -> Refusal:
@@ -127,6 +168,28 @@ class ModelServiceClient:
         return replace(refusal, problem=refusal.problem.with_upstream_error(clean))
 
 
+def error_object(text: str) -> object:
+    """The error in the text of a refusal, as the openai client finds it; the text itself where it is not JSON."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return document.get("error", document) if isinstance(document, dict) else document
+
+
+def _redirect(refusal: Refusal) -> Refusal:
+    return replace(refusal, reason=f"{refusal.reason}: a redirect, which is not followed", remedy=_REDIRECT_REMEDY)
+
+
+_REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
+_REDIRECT_REMEDY: Final = (
+    "The address redirects elsewhere, and the app follows no redirect, since it would take the credential along: set "
+    "AZURE_OPENAI_ENDPOINT or AZURE_OPENAI_BACKENDS to the address that it leads to."
+)
+_CODING_REMEDY: Final = (
+    "The model service, or a gateway before it, compresses its answers in a way that this app can't read, though the "
+    "app asks for none: turn compression off there for requests with Accept-Encoding: identity."
+)
 # A JSON Web Token, in case a service repeats the one it was sent.
 _JWT: Final = r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
 _WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")

@@ -45,9 +45,6 @@ class EntraToken:
             self._renew_at = min(time.time() + _RENEW_RETRY, self._expires)
 
     async def _fetch(self) -> None:
-        # azure-identity is slow to import and to construct: only apps that need a token pay for it.
-        from azure.core.exceptions import AzureError
-
         if self._credential is None:
             self._credential = _credential(self._identity)
         try:
@@ -55,7 +52,7 @@ class EntraToken:
                 token = await self._credential.get_token(self._identity.scope)
         except TimeoutError:
             raise SignInError(f"no token within {_TOKEN_TIMEOUT} s ({self._identity.kind} identity)") from None
-        except (AzureError, OSError, ValueError) as error:
+        except Exception as error:  # the libraries raise whatever their parsing of an identity endpoint's answer does
             raise SignInError(f"no token ({self._identity.kind} identity, {type(error).__name__})") from error
         self._token = token.token
         self._expires = float(token.expires_on)
@@ -72,6 +69,7 @@ class EntraToken:
 
 
 def _credential(identity: Identity) -> Any:
+    # azure-identity is slow to import and to construct: only apps that need a token pay for it.
     from azure.core.settings import settings
     from azure.identity.aio import (
         AzureCliCredential,

@@ -37,7 +37,7 @@ class Refusal:
 
     `reason` is for the log, never for a caller. `retry_after`: seconds for which the backend asked not to be called,
     bounded. `status`: the model service's HTTP status, where there was one. `error` is what it said, as it came: it can
-    hold anything and goes nowhere.
+    hold anything and goes nowhere. `remedy`: what an operator can do, where the problem does not tell it.
     """
 
     problem: Problem
@@ -45,6 +45,7 @@ class Refusal:
     retry_after: float | None = None
     status: int | None = None
     error: object = field(default=None, repr=False, compare=False)
+    remedy: str | None = None
 
     @property
     def retryable(self) -> bool:

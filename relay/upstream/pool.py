@@ -81,10 +81,20 @@ class Backend:
         self._refused = NOTHING
         self._refused_until = 0.0
 
-    async def open(self, request: UpstreamRequest, request_id: str) -> Answer | Refusal:
-        """Send `request`, after `BackendPool.connect`; returns when the answer's headers have arrived."""
+    async def open(
+        self,
+        request: UpstreamRequest,
+        request_id: str,
+        on_repeat: Callable[[], None] = lambda: None,
+        on_refusal: Callable[[], None] = lambda: None,
+    ) -> Answer | Refusal:
+        """Send `request`, after `BackendPool.connect`; returns when the answer's headers have arrived.
+
+        `on_repeat` is called when the request is sent once more, since a kept connection had been closed, and
+        `on_refusal` as soon as it is known that there is no answer.
+        """
         client = self._clients[self.settings.endpoint]
-        return await client.open(request, self.settings.deployment, request_id)
+        return await client.open(request, self.settings.deployment, request_id, on_repeat, on_refusal)
 
     @property
     def proxy(self) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -80,7 +80,7 @@ class ScriptedClient:
         self.proxy = proxy
         self.requests: list[tuple[str, UpstreamRequest, str]] = []
 
-    async def open(self, request: UpstreamRequest, deployment: str, request_id: str) -> Any:
+    async def open(self, request: UpstreamRequest, deployment: str, request_id: str, *hooks: Callable[[], None]) -> Any:
         self.requests.append((deployment, request, request_id))
         script = self.scripts[deployment]
         outcome = script.pop(0) if len(script) > 1 else script[0]

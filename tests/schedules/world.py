@@ -4,7 +4,7 @@ The stream under test is the real one with the real pool, decoder and encoder; n
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
@@ -145,7 +145,9 @@ class ScriptedBackend:
         self.complete = False  # the event that completes the answer has arrived
         self._begun: asyncio.Future[Headers | Refusal] | None = None
 
-    async def open(self, request: UpstreamRequest, deployment: str, request_id: str) -> ScriptedAnswer | Refusal:
+    async def open(
+        self, request: UpstreamRequest, deployment: str, request_id: str, *hooks: Callable[[], None]
+    ) -> ScriptedAnswer | Refusal:
         assert deployment == self.name
         self.request, self.request_id = request, request_id
         self.asked += 1

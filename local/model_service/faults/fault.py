@@ -41,6 +41,8 @@ class Fault:
     split: Callable[[Arguments], Splitter] | None = None
     text: Callable[[Arguments], Sequence[str]] | None = None  # the answer, as tokens
     content_type: str | None = None
+    headers: Callable[[Arguments], Mapping[str, str]] | None = None  # beside the usual ones
+    connection: Callable[[Arguments], Steps] | None = None  # the whole response, as bytes past the HTTP server
     unpaced: bool = False
     refuse: Callable[[dict[str, Any], Arguments], ErrorResponse | None] | None = None  # the request, by its body
     lenient: bool = False  # no request is invalid

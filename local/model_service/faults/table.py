@@ -1,7 +1,14 @@
 """The table of faults and the grammar of their names."""
 
 from local.model_service.errors import deployment_not_found, role_missing, wrong_key
-from local.model_service.faults import byte_changes, error_responses, refused_parameters, step_changes, texts
+from local.model_service.faults import (
+    byte_changes,
+    error_responses,
+    http_changes,
+    refused_parameters,
+    step_changes,
+    texts,
+)
 from local.model_service.faults.error_responses import always, rate_limited, status
 from local.model_service.faults.fault import CHAT, RESPONSES, STREAMING, Fault, Injection
 from local.model_service.faults.step_changes import (
@@ -381,6 +388,21 @@ FAULTS: dict[str, Fault] = {
         ),
         Fault("no-event-name", "`data:` only, no `event:`", frame=byte_changes.nameless, wires=RESPONSES),
         Fault("done-marker", "[DONE] after the terminal event", steps=followed_by(lambda _: DONE), wires=RESPONSES),
+        # HTTP that is unusual, or wrong
+        Fault(
+            "gzip", "gzip, though identity is asked for", headers=http_changes.coded("gzip"), split=http_changes.GZIP
+        ),
+        Fault("deflate", "the same in deflate", headers=http_changes.coded("deflate"), split=http_changes.DEFLATE),
+        Fault("brotli", "called br, though identity is asked for", headers=http_changes.coded("br"), breaks=True),
+        Fault("header", "one header of BYTES", (9000,), headers=http_changes.one_header),
+        Fault("headers", "COUNT headers", (500,), headers=http_changes.many_headers),
+        Fault("error-stall", "STATUS with a body that stalls", (429,), connection=http_changes.stalling_refusal),
+        Fault("error-trickle", "STATUS with a body that trickles", (429,), connection=http_changes.trickling_refusal),
+        Fault("redirect", "307 to another address", connection=http_changes.REDIRECT, breaks=True),
+        Fault("no-content", "204 without a body", connection=http_changes.NO_CONTENT, breaks=True),
+        Fault("invalid-chunk", "a chunk whose size is no number", connection=http_changes.INVALID_CHUNK, breaks=True),
+        Fault("short-body", "closed before the announced length", connection=http_changes.SHORT_BODY, breaks=True),
+        Fault("two-lengths", "two different lengths", connection=http_changes.TWO_LENGTHS, breaks=True),
         # Long answers, and an empty one
         Fault(
             "long", "an answer of BYTES, without a pause", (1_000_000,), text=texts.long, unpaced=True, wires=STREAMING

@@ -66,6 +66,9 @@ class Wire(ABC):
                 error = error or injection.error(self.name)
                 if error is None and injection.fault.refuse:
                     error = injection.fault.refuse(record.body, injection.arguments)
+                if error is None and injection.fault.connection:
+                    writer = PacedWriter(request, record, self.state.notify, pause=0, batch=1)
+                    await writer.write_to_connection(injection.fault.connection(injection.arguments))
             reply = error or await self._make(request, record, make, injections)
             if isinstance(reply, ErrorResponse):
                 record.status = reply.status
@@ -125,6 +128,8 @@ class Wire(ABC):
                 writer.split = fault.split(injection.arguments)
             writer.frame = fault.frame or writer.frame
             writer.content_type = fault.content_type or writer.content_type
+            if fault.headers:
+                writer.headers |= fault.headers(injection.arguments)
         aborted = True
         try:
             response = await writer.write(steps, reply)

@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 import yarl
 from aiohttp.base_protocol import BaseProtocol
+from multidict import CIMultiDict
 
 
 class FakeResponse:
@@ -17,12 +18,13 @@ class FakeResponse:
         status: int = 200,
         headers: dict[str, str] | None = None,
         content: bytes | None = None,
-        content_type: str = "text/event-stream",
+        content_type: str | None = "text/event-stream",
     ) -> None:
         loop = asyncio.get_running_loop()
         self.status = status
-        self.raw_headers = tuple((name.encode(), value.encode()) for name, value in (headers or {}).items())
-        self.content_type = content_type
+        headers = {"Content-Type": content_type, **(headers or {})} if content_type else headers or {}
+        self.headers = CIMultiDict(headers)
+        self.raw_headers = tuple((name.encode(), value.encode()) for name, value in headers.items())
         protocol = BaseProtocol(loop)
         protocol.connection_made(asyncio.Transport())
         self.content = aiohttp.StreamReader(protocol, 2**16, loop=loop)
@@ -49,9 +51,9 @@ class FakeSession:
         self.reused = list(reused)
         self.requests: list[SimpleNamespace] = []
 
-    async def request(self, method: str, url: yarl.URL, *, trace_request_ctx: dict[str, bool], **options: Any) -> Any:
+    async def request(self, method: str, url: yarl.URL, *, trace_request_ctx: dict[str, float], **options: Any) -> Any:
         if self.reused and self.reused.pop(0):
-            trace_request_ctx["reused"] = True
+            trace_request_ctx["reused_at"] = asyncio.get_running_loop().time()
         self.requests.append(SimpleNamespace(method=method, url=url, **options))
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import httpx2
+import openai
 import pytest
 
 from local.model_service import ModelService
@@ -197,7 +199,10 @@ class TestAnswer:
         response = FakeResponse(status, {"Location": "https://other.example.com/"}, content=b"")
         session = FakeSession(response, FakeResponse())
         refused = await refusal(session)
-        assert refused == Refusal(UPSTREAM_ERROR, f"the model service answered {status}, code none", None, status)
+        assert refused.remedy is not None
+        assert refused.remedy.startswith("The address redirects elsewhere, and the app follows no redirect")
+        reason = f"the model service answered {status}, code none: a redirect, which is not followed"
+        assert refused == Refusal(UPSTREAM_ERROR, reason, None, status, remedy=refused.remedy)
         assert len(session.requests) == 1
         assert response.state == "closed"
 
@@ -231,7 +236,21 @@ class TestRefusal:
 
     async def test_no_connection(self) -> None:
         refused = await refusal(FakeSession(aiohttp.ServerDisconnectedError("SECRET")))
-        assert refused == Refusal(UPSTREAM_ERROR, "no connection to the model service (ConnectError)")
+        reason = "the model service closed the connection without an answer (ServerDisconnectedError)"
+        assert refused == Refusal(UPSTREAM_ERROR, reason)
+
+    async def test_another_status_without_a_body_is_no_redirect(self) -> None:
+        refused = await refusal(FakeSession(FakeResponse(304, content=b"")))
+        assert refused == Refusal(UPSTREAM_ERROR, "the model service answered 304, code none", None, 304)
+
+    async def test_a_content_coding_that_was_not_asked_for(self) -> None:
+        response = FakeResponse(headers={"Content-Encoding": "br"})
+        refused = await refusal(FakeSession(response))
+        assert refused.remedy is not None
+        assert "turn compression off there" in refused.remedy
+        reason = "the model service answered with Content-Encoding br though identity was asked for"
+        assert refused == Refusal(UPSTREAM_ERROR, reason, remedy=refused.remedy)
+        assert response.state == "closed"
 
     async def test_no_token(self) -> None:
         async def token() -> str:
@@ -241,12 +260,34 @@ class TestRefusal:
         assert await refusal(session, credential=token) == Refusal(UPSTREAM_AUTH, "no token, and why")
         assert session.requests == []
 
-    async def test_an_answer_that_can_not_be_read(self) -> None:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            UnicodeDecodeError("utf-8", b"SECRET", 0, 1, "SECRET"),
+            LookupError("SECRET"),
+            RecursionError("SECRET"),
+            ValueError("SECRET"),
+            openai.OpenAIError("SECRET"),
+            openai.APIResponseValidationError(
+                httpx2.Response(200, request=httpx2.Request("GET", "http://h")), "SECRET"
+            ),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_whatever_the_libraries_raise(self, error: Exception) -> None:
         class Unreadable(FakeSession):
             async def request(self, *_: object, **__: object) -> Any:
-                raise UnicodeError("SECRET")
+                raise error
 
-        assert await refusal(Unreadable()) == Refusal(UPSTREAM_ERROR, "its answer can't be read (UnicodeError)")
+        reason = f"its answer can't be read ({type(error).__name__})"
+        assert await refusal(Unreadable()) == Refusal(UPSTREAM_ERROR, reason)
+
+    async def test_a_connection_error_of_another_origin(self) -> None:
+        class Broken(FakeSession):
+            async def request(self, *_: object, **__: object) -> Any:
+                raise httpx2.ReadError("SECRET")
+
+        assert await refusal(Broken()) == Refusal(UPSTREAM_ERROR, "no connection to the model service")
 
     async def test_a_cancellation_is_no_refusal(self) -> None:
         class Hanging(FakeSession):
@@ -258,6 +299,45 @@ class TestRefusal:
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
+
+
+class TestKeptConnections:
+    """A kept connection that the server had closed: the request is sent once more, and counted."""
+
+    async def test_the_request_is_sent_again(self) -> None:
+        session = FakeSession(aiohttp.ServerDisconnectedError(), FakeResponse(), reused=(True, False))
+        repeats: list[int] = []
+        answer = await client(session).open(
+            REQUEST, "deployment-1", "request-1", lambda: repeats.append(len(session.requests))
+        )
+        assert not isinstance(answer, Refusal)
+        first, second = session.requests
+        assert (first.data, first.url, dict(first.headers)) == (second.data, second.url, dict(second.headers))
+        assert repeats == [1]
+
+    @pytest.mark.parametrize("reused", [(True, True), (True, False)], ids=["kept", "new"])
+    async def test_but_only_once(self, reused: tuple[bool, ...]) -> None:
+        session = FakeSession(*[aiohttp.ServerDisconnectedError() for _ in range(3)], reused=reused)
+        refused = await refusal(session)
+        assert refused.problem == UPSTREAM_ERROR
+        assert len(session.requests) == 2
+
+    async def test_and_on_no_other_error(self) -> None:
+        session = FakeSession(aiohttp.ClientPayloadError(), reused=(True,))
+        assert (await refusal(session)).problem == UPSTREAM_ERROR
+        assert len(session.requests) == 1
+
+    async def test_each_request_has_a_repeat_of_its_own(self) -> None:
+        session = FakeSession(
+            aiohttp.ServerDisconnectedError(),
+            FakeResponse(),
+            aiohttp.ServerDisconnectedError(),
+            FakeResponse(),
+            reused=(True, True, True, True),
+        )
+        service = client(session)
+        for _ in range(2):
+            assert not isinstance(await service.open(REQUEST, "deployment-1", "request-1"), Refusal)
 
 
 JWT = "eyJhbGciOi-_J9.eyJhdWQiOi-_J9.c2lnbmF0dXJl-_"

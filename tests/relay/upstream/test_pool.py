@@ -515,8 +515,9 @@ async def test_a_backend_asks_its_endpoint_for_its_deployment() -> None:
     clients: Any = {"http://one/v1/": Client("one"), "http://two/v1/": Client("two")}
     backend = Backend(BackendSettings("b", "http://two/v1/", "the-deployment", "the-model"), clients)
     request = UpstreamRequest("/path", {}, stream=True)
-    assert await backend.open(request, "request-1") is BROKEN
-    assert asked == [("two", request, "the-deployment", "request-1")]
+    on_repeat, on_refusal = asked.clear, asked.copy  # any functions
+    assert await backend.open(request, "request-1", on_repeat, on_refusal) is BROKEN  # type: ignore[arg-type]
+    assert asked == [("two", request, "the-deployment", "request-1", on_repeat, on_refusal)]
 
 
 def test_the_clock_is_monotonic_time() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gzip
+import zlib
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,15 @@ import pytest
 import yarl
 
 from relay.settings import Settings
-from relay.upstream.transport import AIOHTTP_RESPONSE, AiohttpTransport, StreamedAnswer, create_session
+from relay.upstream.content_coding import UnreadableCodingError
+from relay.upstream.transport import (
+    AIOHTTP_RESPONSE,
+    AiohttpTransport,
+    ClosedConnectionError,
+    StreamedAnswer,
+    create_session,
+    refusal_text,
+)
 from tests.relay.upstream.fakes import FakeResponse, FakeSession
 from tests.relay.virtual_time import virtual_time
 
@@ -51,6 +61,19 @@ class TestStreamedAnswer:
             await broken.read()
         assert broken.read_remaining() == b"one two"
         assert broken.read_remaining() == b""
+
+    @pytest.mark.parametrize(
+        ("header", "media_type"),
+        [
+            ("Text/Event-Stream; charset=utf-8", "text/event-stream"),
+            (" application/json ;a", "application/json"),
+            ("odd", "odd"),
+            (";", ""),
+            (None, ""),
+        ],
+    )
+    async def test_the_media_type(self, header: str | None, media_type: str) -> None:
+        assert answer(FakeResponse(content_type=header)).media_type == media_type
 
     async def test_closing(self) -> None:
         response = FakeResponse()
@@ -109,7 +132,9 @@ class TestSession:
             yield session
 
     async def test_only_connecting_is_timed(self, session: aiohttp.ClientSession) -> None:
-        assert session.timeout == aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=7.5)
+        assert session.timeout == aiohttp.ClientTimeout(
+            total=None, connect=7.5, sock_read=None, sock_connect=None, ceil_threshold=7.5
+        )
 
     async def test_connections_are_kept_and_not_limited(self, session: aiohttp.ClientSession) -> None:
         connector: Any = session.connector
@@ -129,9 +154,9 @@ class TestSession:
     async def test_the_reuse_of_a_connection_is_noted(self, session: aiohttp.ClientSession) -> None:
         (trace,) = session.trace_configs
         (note,) = trace.on_connection_reuseconn
-        noted: dict[str, bool] = {}
+        noted: dict[str, float] = {}
         await note(session, SimpleNamespace(trace_request_ctx=noted), aiohttp.TraceConnectionReuseconnParams())  # type: ignore[arg-type]
-        assert noted == {"reused": True}
+        assert noted == {"reused_at": pytest.approx(asyncio.get_running_loop().time())}
 
     async def test_the_connect_timeout_is_applied(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loop = asyncio.get_running_loop()
@@ -184,12 +209,15 @@ class TestRequests:
         assert session.requests[0].allow_redirects is False
 
     async def test_the_response(self) -> None:
-        received = FakeResponse(429, {"Retry-After": "7", "X-A": "1", "Content-Encoding": "gzip"})
+        received = FakeResponse(201, {"Retry-After": "7", "X-A": "1", "Content-Encoding": "gzip"})
         response = await transport(FakeSession(received)).handle_async_request(request())
-        assert response.status_code == 429
-        assert dict(response.headers) == {"retry-after": "7", "x-a": "1"}
+        assert response.status_code == 201
+        assert dict(response.headers) == {"content-type": "text/event-stream", "retry-after": "7", "x-a": "1"}
         assert response.extensions[AIOHTTP_RESPONSE] is received
         assert response.request.url == ADDRESS
+        assert received.state == "open"
+        await response.aclose()
+        assert received.state == "closed"
 
     async def test_repeated_headers_are_kept(self) -> None:
         received = FakeResponse()
@@ -197,7 +225,7 @@ class TestRequests:
             (b"X-A", b"1"),
             (b"Set-Cookie", b"a=b"),
             (b"X-A", b"2"),
-            (b"CONTENT-ENCODING", b"br"),
+            (b"CONTENT-ENCODING", b"gzip"),
         )
         response = await transport(FakeSession(received)).handle_async_request(request())
         assert response.headers.multi_items() == [("x-a", "1"), ("x-a", "2")]
@@ -212,78 +240,107 @@ class TestConnectionErrors:
         assert caught.value.request.url == ADDRESS
 
     @pytest.mark.parametrize(
-        "error",
+        ("error", "reason"),
         [
-            aiohttp.ClientConnectionError(),
-            aiohttp.ServerDisconnectedError(),
-            aiohttp.ClientOSError(),
-            aiohttp.ClientPayloadError(),
-            aiohttp.ServerTimeoutError(),
-            OSError(),
+            (aiohttp.ClientConnectionError(), "no connection to the model service (ClientConnectionError)"),
+            (
+                aiohttp.ServerDisconnectedError("SECRET"),
+                "the model service closed the connection without an answer (ServerDisconnectedError)",
+            ),
+            (
+                aiohttp.ClientOSError("SECRET"),
+                "the connection to the model service broke before its answer (ClientOSError)",
+            ),
+            (
+                aiohttp.ClientPayloadError("SECRET"),
+                "the model service closed the connection within its answer (ClientPayloadError)",
+            ),
+            (aiohttp.ServerTimeoutError("SECRET"), "no connection to the model service (ServerTimeoutError)"),
+            (OSError("SECRET"), "no connection to the model service (OSError)"),
         ],
-        ids=lambda error: type(error).__name__,
+        ids=lambda value: type(value).__name__,
     )
-    async def test_any_other(self, error: Exception) -> None:
+    async def test_any_other(self, error: Exception, reason: str) -> None:
         session = FakeSession(error)
-        with pytest.raises(httpx2.ConnectError, match=r"^no connection$") as caught:
+        with pytest.raises(httpx2.ConnectError) as caught:
             await transport(session).handle_async_request(request())
+        assert str(caught.value) == reason
         assert caught.value.__cause__ is error
         assert caught.value.request.url == ADDRESS
         assert len(session.requests) == 1
+
+    async def test_the_deepest_cause_is_named(self) -> None:
+        error = aiohttp.ClientConnectionError()
+        error.__cause__ = OSError()
+        error.__cause__.__cause__ = KeyError("SECRET")
+        with pytest.raises(httpx2.ConnectError, match=r"^no connection to the model service \(KeyError\)$"):
+            await transport(FakeSession(error)).handle_async_request(request())
 
 
 class TestKeptConnections:
     """A kept connection that the server closed at the same moment is no failure of the server's."""
 
-    @pytest.mark.parametrize("error", [aiohttp.ServerDisconnectedError, aiohttp.ClientOSError])
-    async def test_the_request_is_sent_again(self, error: type[Exception]) -> None:
-        session = FakeSession(error(), FakeResponse(201), reused=(True, False))
-        response = await transport(session).handle_async_request(request())
-        assert response.status_code == 201
-        first, second = session.requests
-        assert first == second
+    @pytest.mark.parametrize("error", [aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError()])
+    async def test_one_that_the_server_closed(self, error: Exception) -> None:
+        with pytest.raises(ClosedConnectionError) as caught:
+            await transport(FakeSession(error, reused=(True,))).handle_async_request(request())
+        assert caught.value.__cause__ is error
+        assert caught.value.request.url == ADDRESS
 
-    @pytest.mark.parametrize("reused", [(True, True), (True, False)], ids=["kept", "new"])
-    async def test_but_only_once(self, reused: tuple[bool, ...]) -> None:
-        errors = [aiohttp.ServerDisconnectedError() for _ in range(3)]
-        session = FakeSession(*errors, reused=reused)
+    @pytest.mark.parametrize(
+        "error",
+        [
+            aiohttp.ClientPayloadError(),
+            aiohttp.ClientConnectionError(),
+            aiohttp.ServerDisconnectedError(SimpleNamespace(code=200)),  # type: ignore[arg-type]
+            aiohttp.ClientConnectorError(SimpleNamespace(host="h", port=1, ssl=True), OSError()),  # type: ignore[arg-type]
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_another_failure_of_one(self, error: Exception) -> None:
         with pytest.raises(httpx2.ConnectError) as caught:
-            await transport(session).handle_async_request(request())
-        assert caught.value.__cause__ is errors[1]
-        assert len(session.requests) == 2
+            await transport(FakeSession(error, reused=(True,))).handle_async_request(request())
+        assert type(caught.value) is httpx2.ConnectError
 
-    async def test_and_not_on_another_error(self) -> None:
-        session = FakeSession(aiohttp.ClientPayloadError(), reused=(True,))
-        with pytest.raises(httpx2.ConnectError):
-            await transport(session).handle_async_request(request())
-        assert len(session.requests) == 1
+    @virtual_time
+    @pytest.mark.parametrize(("seconds", "kind"), [(0.49, ClosedConnectionError), (0.51, httpx2.ConnectError)])
+    async def test_one_that_is_closed_later_was_not_closed_before(self, seconds: float, kind: type[Exception]) -> None:
+        class Later(FakeSession):
+            async def request(self, *arguments: Any, **options: Any) -> Any:
+                try:
+                    return await super().request(*arguments, **options)
+                finally:
+                    await asyncio.sleep(seconds)
 
-    async def test_each_request_has_a_retry_of_its_own(self) -> None:
-        session = FakeSession(
-            aiohttp.ServerDisconnectedError(),
-            FakeResponse(201),
-            aiohttp.ServerDisconnectedError(),
-            FakeResponse(202),
-            reused=(True, True, True, True),
-        )
-        sender = transport(session)
-        assert [(await sender.handle_async_request(request())).status_code for _ in range(2)] == [201, 202]
+        with pytest.raises(httpx2.ConnectError) as caught:
+            await transport(Later(aiohttp.ServerDisconnectedError(), reused=(True,))).handle_async_request(request())
+        assert type(caught.value) is kind
 
 
-async def body(response: httpx2.Response) -> bytes:
-    assert isinstance(response.stream, httpx2.AsyncByteStream)
-    return b"".join([chunk async for chunk in response.stream])
+async def refused(received: FakeResponse) -> str:
+    """The text of a refusal."""
+    return await refusal_text(received)  # type: ignore[arg-type]
 
 
-class TestErrorBody:
-    async def test_it_is_read(self) -> None:
+class TestRefusals:
+    """A refusal is one by its status; its body adds what it can."""
+
+    async def test_its_body_is_read(self) -> None:
         received = FakeResponse(400, content=b'{"error": {}}')
-        response = await transport(FakeSession(received)).handle_async_request(request())
-        assert await body(response) == b'{"error": {}}'
-        await response.aclose()
+        assert await refused(received) == '{"error": {}}'
         assert received.state == "closed"
 
-    @pytest.mark.parametrize(("size", "reads"), [(1024, 64), (1023, 65), (64 * 1024, 1), (64 * 1024 - 1, 2)])
+    @pytest.mark.parametrize("status", [101, 199, 300, 304, 400, 503, 999])
+    async def test_the_response_does_not_wait_for_it(self, status: int) -> None:
+        received = FakeResponse(status, {"Retry-After": "7", "Content-Encoding": "br", "Content-Length": "9"})
+        response = await transport(FakeSession(received)).handle_async_request(request())
+        assert (response.status_code, response.content) == (status, b"")
+        assert response.headers["retry-after"] == "7"
+        assert not {"content-encoding", "content-length"} & set(response.headers)
+        assert response.extensions[AIOHTTP_RESPONSE] is received
+        assert received.state == "open"
+
+    @pytest.mark.parametrize(("size", "reads"), [(1024, 65), (1023, 65), (64 * 1024, 2), (64 * 1024 - 1, 2)])
     async def test_up_to_a_bound(self, size: int, reads: int) -> None:
         received = FakeResponse(500)
         count = 0
@@ -294,16 +351,100 @@ class TestErrorBody:
             return b"x" * size
 
         received.content = SimpleNamespace(readany=readany)  # type: ignore[assignment]
-        response = await transport(FakeSession(received)).handle_async_request(request())
-        assert len(await body(response)) == reads * size
+        assert len(await refused(received)) == 64 * 1024
         assert count == reads
+
+    @virtual_time
+    @pytest.mark.parametrize("pause", [None, 0.3])
+    async def test_for_a_second(self, pause: float | None) -> None:
+        received = FakeResponse(429)
+        received.content.feed_data(b"{")
+        loop = asyncio.get_running_loop()
+        for turn in range(1, 10 if pause else 1):
+            loop.call_later(turn * (pause or 0), received.content.feed_data, b"x")
+        began = loop.time()
+        assert await refused(received) == ("{xxx" if pause else "{")
+        assert loop.time() - began == pytest.approx(1)
+        assert received.state == "closed"
+
+    async def test_one_that_is_cancelled_is_closed(self) -> None:
+        received = FakeResponse(429)
+        reading = asyncio.create_task(refused(received))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert received.state == "closed"
 
     @pytest.mark.parametrize("error", CONNECTION_ERRORS, ids=lambda error: type(error).__name__)
     async def test_one_that_breaks_off_counts_as_absent(self, error: Exception) -> None:
         received = FakeResponse(500)
         received.content.set_exception(error)
+        assert await refused(received) == ""
+
+    @pytest.mark.parametrize(
+        ("content_type", "content"),
+        [
+            ("application/json", "\u00fc".encode()),
+            ("application/json; charset=utf-8", "\u00fc".encode()),
+            ("application/json", b"\xef\xbb\xbf" + "\u00fc".encode()),
+            ("application/json", "\u00fc!".encode("utf-16")),
+            ("application/json", "\u00fc!".encode("utf-16-le")),
+            ('application/json; a=b; CHARSET="UTF-16LE"', "\u00fc".encode("utf-16-le")),
+            ("application/json;charset=ISO-8859-1", b"\xfc"),
+            ("application/json; charset='windows-1252'", b"\xfc"),
+            ("application/json; charset=gb18030", "\u00fc".encode("gb18030")),
+            ("application/json; charset=unheard-of", "\u00fc".encode()),
+            ("application/json; charset=idna", "\u00fc".encode()),
+            ("application/json; charset=base64", "\u00fc".encode()),
+            ("application/json; charset=", "\u00fc".encode()),
+            ("application/json; charset", "\u00fc".encode()),
+            ("application/json; charset=a\0b", "\u00fc".encode()),
+            (None, "\u00fc".encode()),
+        ],
+    )
+    async def test_text_encodings(self, content_type: str | None, content: bytes) -> None:
+        text = await refused(FakeResponse(400, content=content, content_type=content_type))
+        assert text.rstrip("!") == "\u00fc"
+
+    async def test_what_is_no_text_is_replaced(self) -> None:
+        assert await refused(FakeResponse(400, content=b"a\xff")) == "a\ufffd"
+
+    @pytest.mark.parametrize("coding", ["gzip", "deflate"])
+    async def test_content_codings(self, coding: str) -> None:
+        coded = gzip.compress(b"x" * 100_000) if coding == "gzip" else zlib.compress(b"x" * 100_000)
+        assert await refused(FakeResponse(400, {"Content-Encoding": coding}, content=coded)) == "x" * 64 * 1024
+
+    @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "gzip"])
+    async def test_what_can_not_be_decoded_counts_as_absent(self, coding: str) -> None:
+        assert await refused(FakeResponse(429, {"Content-Encoding": coding}, content=b"not coded")) == ""
+
+
+class TestContentCodings:
+    @pytest.mark.parametrize("coding", ["gzip", "deflate"])
+    async def test_an_answer_is_decoded(self, coding: str) -> None:
+        coded = gzip.compress(b"data: x\n\n") if coding == "gzip" else zlib.compress(b"data: x\n\n")
+        received = FakeResponse(headers={"Content-Encoding": coding}, content=coded)
         response = await transport(FakeSession(received)).handle_async_request(request())
-        assert await body(response) == b""
+        begun = StreamedAnswer(response.extensions[AIOHTTP_RESPONSE])
+        assert await begun.read() == b"data: x\n\n"
+        assert await begun.read() == b""
+
+    async def test_what_arrived_of_it_before_the_connection_broke_can_be_read(self) -> None:
+        received = FakeResponse(headers={"Content-Encoding": "gzip"})
+        received.content.feed_data(gzip.compress(b"data: x\n\n")[:-8])
+        received.content.set_exception(aiohttp.ClientPayloadError())
+        begun = answer(received)
+        with pytest.raises(begun.connection_errors):
+            await begun.read()
+        assert begun.read_remaining() == b"data: x\n\n"
+
+    async def test_one_in_another_coding_is_closed(self) -> None:
+        received = FakeResponse(headers={"Content-Encoding": "br"})
+        with pytest.raises(UnreadableCodingError, match=r"^br$"):
+            await transport(FakeSession(received)).handle_async_request(request())
+        assert received.state == "closed"
 
 
 class TestSockets:
@@ -335,23 +476,3 @@ class TestSockets:
                     assert await answer.read() == b"data: [DONE]\n\n"
                     await answer.end()
         assert connections == 1
-
-    async def test_a_kept_connection_that_the_server_closes_is_replaced(self) -> None:
-        served = 0
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal served
-            # One answer on each connection, which is closed when the next request arrives on it.
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                await reader.readuntil(b"\r\n\r\n{}")
-                served += 1
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                await reader.readuntil(b"\r\n\r\n{}")
-            writer.close()
-
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            async with create_session(Settings(())) as session:
-                for _ in range(3):
-                    await (await self.send(session, port)).end()
-        assert served == 3
