@@ -4,6 +4,7 @@ The body is forwarded value by value as it came; only the model's name, the outp
 this app's own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,11 +15,16 @@ from relay.problems import INVALID_JSON, INVALID_REQUEST, Problem
 from relay.streaming.events import Decoder, Done, Encoder, Failed, Text, Verbatim
 from relay.upstream.request import UpstreamRequest, chat_additions
 from relay.wires.chat_decoders import DocumentDecoder, VerbatimDecoder
-from relay.wires.json_members import MemberReader, split_members
+from relay.wires.json_members import MemberReader, TooManyMembersError, look_alikes, split_members
 
 UPSTREAM_PATH: Final = "/chat/completions"
 
 _OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens")
+_READ: Final = frozenset(("model", "messages", "stream", "stream_options", "n", *_OUTPUT_LIMITS))
+_READ_OPTIONS: Final = frozenset(("include_usage",))
+_MAX_MEMBERS: Final = 256  # OpenAI's API has about forty, other servers' additions included a hundred
+_MAX_ERRORS: Final = 20
+_MAX_NAME: Final = 100  # characters of a caller's name in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +63,25 @@ class ChatCompletionRequest:
         return EventEncoder(include_usage=self.stream_options.get("include_usage") is True)
 
 
-def parse(body: bytes) -> ChatCompletionRequest | Problem:
+def parse(body: bytes, deployment: str | None = None) -> ChatCompletionRequest | Problem:
     """What the body asks for, or the problem that names each field and the remedy.
 
-    What this app does not decide is left to the model service to judge.
+    `deployment` is the model that the path names; the body's own is then of no effect, as it is for Azure. What this
+    app does not decide is left to the model service to judge.
     """
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
-        members = split_members(body)
-    except (msgspec.ValidationError, TypeError):
+        members = split_members(body, _MAX_MEMBERS)
+    except msgspec.ValidationError:
         return INVALID_REQUEST.with_detail("The body must be one JSON object with messages in it.")
     except (ValueError, RecursionError):
         return INVALID_JSON.with_detail('Send one JSON object in UTF-8, with "model" and "messages".')
+    except TooManyMembersError:
+        return INVALID_REQUEST.with_detail(f"The body may have {_MAX_MEMBERS} members at most; leave out the others.")
     reader = MemberReader(members)
     request = ChatCompletionRequest(
         members=members,
-        model=reader.string("model"),
+        model=deployment or reader.string("model"),
         stream=reader.boolean("stream"),
         stream_options=reader.object("stream_options"),
         output_limits={name: limit for name in _OUTPUT_LIMITS if (limit := reader.positive_integer(name)) is not None},
@@ -80,7 +89,15 @@ def parse(body: bytes) -> ChatCompletionRequest | Problem:
     )
     if "messages" not in members:
         reader.add_error("messages", "is required")
-    return INVALID_REQUEST.with_errors(*reader.errors) if reader.errors else request
+    _reject_look_alikes(reader, "", members, _READ)
+    _reject_look_alikes(reader, "stream_options.", request.stream_options, _READ_OPTIONS)
+    return INVALID_REQUEST.with_errors(*reader.errors[:_MAX_ERRORS]) if reader.errors else request
+
+
+def _reject_look_alikes(reader: MemberReader, prefix: str, names: Mapping[str, Any], read: frozenset[str]) -> None:
+    """A model service that took `MODEL` for `model` would let a caller pass by what this app decides."""
+    for name, like in look_alikes(names, read):
+        reader.add_error(f"{prefix}{name}"[:_MAX_NAME], f"must be written {like}, or left out")
 
 
 class EventEncoder:
