@@ -41,7 +41,7 @@ class FunctionsHost:
     def application(self) -> web.Application:
         """The aiohttp application that serves every method on every path."""
         application = web.Application()
-        application.router.add_route("*", "/{path:.*}", self.handle, expect_handler=_defer_continue)
+        application.router.add_route("*", "/{path:(?s:.*)}", self.handle, expect_handler=_defer_continue)
         application.on_response_prepare.append(self._complete_headers)
         return application
 

@@ -4,7 +4,6 @@ The body is forwarded value by value as it came; only the model's name, the outp
 this app's own.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,13 +14,13 @@ from relay.problems import INVALID_JSON, INVALID_REQUEST, Problem
 from relay.streaming.events import Decoder, Done, Encoder, Failed, Text, Verbatim
 from relay.upstream.request import UpstreamRequest, chat_additions
 from relay.wires.chat_decoders import DocumentDecoder, VerbatimDecoder
-from relay.wires.json_members import MemberReader, TooManyMembersError, look_alikes, split_members
+from relay.wires.json_members import LookAlikes, MemberReader, TooManyMembersError, split_members
 
 UPSTREAM_PATH: Final = "/chat/completions"
 
 _OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens")
-_READ: Final = frozenset(("model", "messages", "stream", "stream_options", "n", *_OUTPUT_LIMITS))
-_READ_OPTIONS: Final = frozenset(("include_usage",))
+_LOOK_ALIKES: Final = LookAlikes("model", "messages", "stream", "stream_options", "n", *_OUTPUT_LIMITS)
+_LOOK_ALIKES_IN_OPTIONS: Final = LookAlikes("include_usage")
 _MAX_MEMBERS: Final = 256  # OpenAI's API has about forty, other servers' additions included a hundred
 _MAX_ERRORS: Final = 20
 _MAX_NAME: Final = 100  # characters of a caller's name in an error
@@ -89,15 +88,12 @@ def parse(body: bytes, deployment: str | None = None) -> ChatCompletionRequest |
     )
     if "messages" not in members:
         reader.add_error("messages", "is required")
-    _reject_look_alikes(reader, "", members, _READ)
-    _reject_look_alikes(reader, "stream_options.", request.stream_options, _READ_OPTIONS)
+    # A model service that took `MODEL` for `model` would let a caller pass by what this app decides.
+    look_alikes = _LOOK_ALIKES.find(members)
+    look_alikes += [(f"stream_options.{it}", like) for it, like in _LOOK_ALIKES_IN_OPTIONS.find(request.stream_options)]
+    for name, like in look_alikes:
+        reader.add_error(name[:_MAX_NAME], f"must be written {like}, or left out")
     return INVALID_REQUEST.with_errors(*reader.errors[:_MAX_ERRORS]) if reader.errors else request
-
-
-def _reject_look_alikes(reader: MemberReader, prefix: str, names: Mapping[str, Any], read: frozenset[str]) -> None:
-    """A model service that took `MODEL` for `model` would let a caller pass by what this app decides."""
-    for name, like in look_alikes(names, read):
-        reader.add_error(f"{prefix}{name}"[:_MAX_NAME], f"must be written {like}, or left out")
 
 
 class EventEncoder:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +18,8 @@ _HALF_PAIR: Final = re.compile(
     rb"\\u(?=[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
 )
 _MAX_HALF_PAIRS: Final = 10_000  # a text that was cut has one
-_STAND_INS: Final = tuple(character.encode() for character in "\x80\x81\x82\x83")  # no text has these
+# Control characters, which no text has: as they are, and escaped.
+_STAND_INS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in range(0x80, 0x84))
 
 
 class TooManyMembersError(Exception):
@@ -56,30 +57,37 @@ def _hide_half_pairs(body: bytes) -> tuple[bytes, bytes]:
     hidden, count = _HALF_PAIR.subn(b"\x02", single, _MAX_HALF_PAIRS)
     if not count:
         return body, b""
-    stand_in = next((it for it in _STAND_INS if it not in body), None)
+    stand_in = next((it for it, escaped in _STAND_INS if it not in body and escaped not in body), None)
     if stand_in is None or b"\x01" in body or b"\x02" in body:
         raise ValueError("control characters beside half a surrogate pair")
     return hidden.replace(b"\x01\x01", rb"\\").replace(b"\x02", stand_in), stand_in
 
 
-def look_alikes(names: Collection[str], read: Collection[str]) -> list[tuple[str, str]]:
-    """Those of `names` that a service may take for one of `read`, which they are not; each with that one.
+class LookAlikes:
+    """Finds the names that a service may take for one of `read`, which they are not.
 
     Go's encoding/json matches members without regard to case, by Unicode's simple case folding (which makes a k of the
     Kelvin sign and an s of the long s); its second version, and protobuf's JSON, also know names without their
     underscores; Java's equalsIgnoreCase takes both kinds of the dotless i for an i; and in C a name ends at a NUL.
     """
-    folded = {_fold(name): name for name in read}
-    found = ((name, folded.get(_fold(name), name)) for name in names if name not in read)
-    return [(name, like) for name, like in found if like != name]
+
+    def __init__(self, *read: str) -> None:
+        self._read = frozenset(read)
+        self._folded = {_fold(name): name for name in read}
+
+    def find(self, names: Iterable[str]) -> list[tuple[str, str]]:
+        """Each such name, with the one that it may be taken for."""
+        folded = ((name, self._folded.get(_fold(name))) for name in names if name not in self._read)
+        return [(name, like) for name, like in folded if like is not None]
 
 
 def _fold(name: str) -> str:
-    """The name as the most lenient service reads it; of a long one the beginning, as no name that is read is so long."""
+    """The name as the most lenient service reads it; the beginning of one that is longer than any that is read."""
     name = name.partition("\0")[0].replace("_", "").replace("-", "")[:64]
     return name.replace("\u0130", "i").upper().casefold()
 
 
+_decode: Final = json.JSONDecoder().decode  # knows half a surrogate pair
 _MAX_VALUE: Final = 16 * 1024  # bytes of a value that is read: a model's name, a number, an object of options
 
 
@@ -132,12 +140,15 @@ class MemberReader:
         return value
 
     def _value(self, name: str) -> Any:
-        raw = bytes(self._members.get(name, b"null"))
+        member = self._members.get(name)
+        if member is None:
+            return None
+        raw = bytes(member)
         if len(raw) > _MAX_VALUE:
             self.add_error(name, f"is too long: it may have {_MAX_VALUE} bytes at most")
             return None
         try:
-            return json.loads(raw)
+            return _decode(raw.decode())
         except (ValueError, RecursionError):  # for example a number of thousands of digits
             self.add_error(name, "can't be read")
             return None

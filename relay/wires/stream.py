@@ -116,7 +116,7 @@ _MESSAGES: Final = {
 _MAX_ERRORS: Final = 20  # so that the response to a hostile request is never a multiple of it
 _MAX_FIELD_LENGTH: Final = 100
 
-# The validator takes 3 µs for each wrong member, and 0.3 µs to report each element of a value of the wrong kind. A longer
+# The validator takes 3 µs for each wrong member, and 0.3 µs for each element of a value of the wrong kind: a longer
 # body is pruned of these first.
 _SHORT: Final = 16 * 1024  # bytes
 
