@@ -75,7 +75,8 @@ class Routes:
 
 def _pattern(template: str) -> re.Pattern[str]:
     """Matches a path; its group is the name in it."""
-    return re.compile(re.sub(r"\{(\w+)\}", lambda name: _NAMES.get(name[1], "([^/]+)"), template), re.IGNORECASE)
+    pattern = re.sub(r"\{(\w+)\}", lambda name: _NAMES.get(name[1], "([^/]+)"), template)
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
 _NAMES: Final = {"model": "(.+)", "deployment": "(.+)"}

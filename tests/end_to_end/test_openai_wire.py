@@ -343,6 +343,7 @@ async def test_members_are_sent_upstream_unchanged(
     sent = msgspec.json.decode(upstream.bodies[0], type=dict[str, msgspec.Raw])
     assert {name: bytes(sent[name]).decode() for name in members} == members
     assert set(sent) - set(members) == ({"stream_options"} if stream == "true" else set())
+    assert upstream.headers[0]["accept"] == ("text/event-stream" if stream == "true" else "application/json")
 
 
 async def test_half_a_surrogate_pair_is_sent_upstream(
@@ -409,6 +410,10 @@ async def test_the_output_limit_is_capped(
         (document_request(stream="yes"), "stream"),
         (stream_request(stream_options=[]), "stream_options"),
         ({"model": DEFAULT_DEPLOYMENT}, "messages"),
+        (document_request(Model="gpt-5.5"), "Model"),
+        (document_request(MAX_TOKENS=10**6), "MAX_TOKENS"),
+        (document_request(max_toKens=10**6), "max_to\u212aens"),
+        (stream_request(stream_options={"INCLUDE_USAGE": False}), "stream_options.INCLUDE_USAGE"),
     ],
 )
 async def test_a_wrong_member_is_named(
