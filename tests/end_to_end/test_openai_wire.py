@@ -412,7 +412,7 @@ async def test_the_output_limit_is_capped(
         ({"model": DEFAULT_DEPLOYMENT}, "messages"),
         (document_request(Model="gpt-5.5"), "Model"),
         (document_request(MAX_TOKENS=10**6), "MAX_TOKENS"),
-        (document_request(max_toKens=10**6), "max_to\u212aens"),
+        (document_request() | {"max_to\u212aens": 10**6}, "max_to\u212aens"),
         (stream_request(stream_options={"INCLUDE_USAGE": False}), "stream_options.INCLUDE_USAGE"),
     ],
 )
