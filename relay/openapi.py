@@ -84,7 +84,8 @@ _ANSWER: Final[dict[str, Any]] = {
 
 _CHAT: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
+    "description": "OpenAI's request, of 256 members at most. Those that are not listed here are passed to the model "
+    "unchanged, but one whose name differs from a listed one only in case, underscores or hyphens is rejected.",
     "required": ["messages"],
     "properties": {
         "messages": {"description": "validated by the model service"},
