@@ -84,7 +84,7 @@ class LookAlikes:
 def _fold(name: str) -> str:
     """The name as the most lenient service reads it; the beginning of one that is longer than any that is read."""
     name = name.partition("\0")[0].replace("_", "").replace("-", "")[:64]
-    return name.replace("\u0130", "i").upper().casefold()
+    return name.replace("\u0130", "i").upper().lower()
 
 
 _decode: Final = json.JSONDecoder().decode  # knows half a surrogate pair

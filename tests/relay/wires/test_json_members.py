@@ -297,3 +297,13 @@ class TestLookAlikes:
     )
     def test_other_names_are_none(self, name: str) -> None:
         assert LookAlikes("model", "max_tokens").find([name]) == []
+
+    def test_no_more_of_a_long_name_is_folded_than_matters(self) -> None:
+        name = "\u0149" * 300_000  # three characters each, in upper case
+        tracemalloc.start()
+        try:
+            assert LookAlikes("model").find([name]) == []
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 10_000
