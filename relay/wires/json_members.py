@@ -18,8 +18,9 @@ _HALF_PAIR: Final = re.compile(
     rb"\\u(?=[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
 )
 _MAX_HALF_PAIRS: Final = 10_000  # a text that was cut has one
-# Control characters, which no text has: as they are, and escaped.
-_STAND_INS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in range(0x80, 0x84))
+# Control characters, of which no text has all: as they are, and escaped, which is possible in one way only, as their
+# codes have no letters.
+_STAND_INS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (*range(0x80, 0x8A), *range(0x90, 0x9A)))
 
 
 class TooManyMembersError(Exception):
