@@ -1,5 +1,6 @@
-"""The app's functions, one for each route: read, call, return. The docs describe the contract of every route."""
+"""The app's functions: read, call, return. The docs describe the contract of every route."""
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from relay import openapi, page, telemetry, worker_patches
 from relay.callers.request import CallerRequest
-from relay.problems import Problem
+from relay.callers.routes import Handler, Route, Routes
+from relay.problems import MODEL_NOT_FOUND, Problem
 from relay.readiness import Readiness
 from relay.settings import auth_level
 from relay.streaming.stream import Stream
@@ -24,6 +26,8 @@ telemetry.silence_noisy_loggers()
 pool = BackendPool.from_environment(os.environ)
 readiness = pool if isinstance(pool, Problem) else Readiness(pool)
 started = int(time.time())
+# All that the Functions host and the web server inside the worker both know; another would leave its invocation stuck.
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])
 
 
@@ -31,12 +35,6 @@ app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])
 async def stream(req: Request) -> Response:
     """Answers a prompt, as a stream."""
     return await answer(CallerRequest(req), stream_wire.parse)
-
-
-@app.route(route="v1/chat/completions", methods=["POST"])
-async def chat_completions(req: Request) -> Response:
-    """OpenAI's API, for any OpenAI client."""
-    return await answer(CallerRequest(req, openai=True), chat_completions_wire.parse)
 
 
 async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | Problem]) -> Response:
@@ -62,15 +60,62 @@ async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | P
         return caller.internal_error(error)
 
 
-@app.route(route="v1/models", methods=["GET", "HEAD"])
-async def models(req: Request) -> Response:
+def prompts(parse: Callable[..., WireRequest | Problem]) -> Handler:
+    """The handler of a route of OpenAI's API that takes prompts; in Azure's paths, the deployment is the model."""
+
+    async def handler(caller: CallerRequest, deployment: str | None) -> Response:
+        return await answer(caller, parse if deployment is None else functools.partial(parse, deployment=deployment))
+
+    return handler
+
+
+async def list_models(caller: CallerRequest, _: str | None) -> Response:
     """The models that callers may name, the default one first."""
-    caller = CallerRequest(req, openai=True)
-    return (
-        caller.reject(pool)
-        if isinstance(pool, Problem)
-        else caller.response(models_wire.document(pool.models, started))
-    )
+    if isinstance(pool, Problem):
+        return caller.reject(pool)
+    return caller.response(models_wire.document(pool.models, started))
+
+
+async def retrieve_model(caller: CallerRequest, model: str | None) -> Response:
+    """One of them."""
+    if isinstance(pool, Problem):
+        return caller.reject(pool)
+    if model not in pool.models:
+        return caller.reject(MODEL_NOT_FOUND)
+    return caller.response(models_wire.model_document(model, started))
+
+
+OPENAI_API = Routes(
+    Route("POST", "/chat/completions", prompts(chat_completions_wire.parse), by_deployment=True),
+    Route("GET", "/models", list_models),
+    Route("GET", "/models/{model}", retrieve_model),
+)
+
+
+# One function for each address and no function for each operation: so every path below gets an answer in OpenAI's form,
+# also one that does not exist, and nothing depends on the order in which the Functions host tries overlapping routes.
+@app.route(route="v1/{*path}", methods=METHODS)
+async def openai_api(req: Request) -> Response:
+    """OpenAI's API, for any OpenAI client."""
+    return await call_openai_api(CallerRequest(req, openai=True))
+
+
+@app.route(route="openai/{*path}", methods=METHODS)
+async def azure_openai_api(req: Request) -> Response:
+    """The same at Azure OpenAI's own paths, for the clients of Azure OpenAI."""
+    return await call_openai_api(CallerRequest(req, openai=True))
+
+
+async def call_openai_api(caller: CallerRequest) -> Response:
+    """Call what the table has for the request."""
+    try:
+        found = OPENAI_API.find(caller.request.method, caller.request.scope["path"])
+        if isinstance(found, Problem):
+            return caller.reject(found)
+        handler, name = found
+        return await handler(caller, name)
+    except Exception as error:  # noqa: BLE001 (as above)
+        return caller.internal_error(error)
 
 
 @app.route(route="chat", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from relay import problems
-from relay.problems import PROBLEM_JSON
+from relay.problems import PROBLEM_JSON, Problem
 from relay.wires.stream import StreamRequest
 
 _SCHEMAS: Final = "#/components/schemas/"
@@ -84,7 +84,8 @@ _ANSWER: Final[dict[str, Any]] = {
 
 _CHAT: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
+    "description": "OpenAI's request, of 256 members at most. Those that are not listed here are passed to the model "
+    "unchanged, but one whose name differs from a listed one only in case, underscores or hyphens is rejected.",
     "required": ["messages"],
     "properties": {
         "messages": {"description": "validated by the model service"},
@@ -95,6 +96,15 @@ _CHAT: Final[dict[str, Any]] = {
         "max_tokens": {"type": ["integer", "null"], "minimum": 1},
         "n": {"type": ["integer", "null"], "minimum": 1},
     },
+}
+
+# Where OpenAI's API is: the paths of OpenAI, those of Azure OpenAI's v1 API, and those of its API with an api-version.
+_ADDRESSES: Final = {"": "/v1", "azure_": "/openai/v1", "azure_versioned_": "/openai"}
+_API_VERSION: Final[dict[str, Any]] = {
+    "name": "api-version",
+    "in": "query",
+    "description": "of no effect",
+    "schema": {"type": "string"},
 }
 
 _REQUEST_ID: Final[dict[str, Any]] = {"X-Request-Id": {"schema": {"type": "string"}}}
@@ -120,7 +130,6 @@ def document() -> bytes:
         "text/plain": text,
         "application/json": _schema("Answer"),
     }
-    openai_stream = {"text/event-stream": text, "application/json": {"schema": {"type": "object"}}}
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -135,18 +144,7 @@ def document() -> bytes:
                         "stream", "Answer a prompt, as a stream", stream, "Problem", body="StreamRequest"
                     )
                 },
-                "/v1/chat/completions": {
-                    "post": _operation(
-                        "chat_completions",
-                        "OpenAI's API, for any OpenAI client",
-                        openai_stream,
-                        "OpenAIError",
-                        "ChatCompletionRequest",
-                    )
-                },
-                "/v1/models": {
-                    "get": _operation("models", "List the models that callers may name", _json(), "OpenAIError")
-                },
+                **_openai_paths(),
                 "/ready": {"get": _ready()},
                 "/health": {"get": _open("health", "The process is up", _json())},
                 "/chat": {"get": _open("chat", "A chat page", {"text/html": text})},
@@ -170,18 +168,55 @@ def _json() -> dict[str, Any]:
     return {"application/json": {"schema": {"type": "object"}}}
 
 
-def _operation(name: str, summary: str, content: dict[str, Any], error: str, body: str | None = None) -> dict[str, Any]:
+def _openai_paths() -> dict[str, Any]:
+    """The operations of OpenAI's API at each of its addresses; with an api-version, the deployment is in the path."""
+    stream = {"text/event-stream": {"schema": {"type": "string"}}, **_json()}
+    paths: dict[str, Any] = {}
+    for prefix, address in _ADDRESSES.items():
+        versioned = address == "/openai"
+        chat = _operation(
+            prefix + "chat_completions",
+            "OpenAI's API, for any OpenAI client" + (" of Azure OpenAI" if prefix else ""),
+            stream,
+            "OpenAIError",
+            "ChatCompletionRequest",
+        )
+        models = _operation(prefix + "models", "List the models that callers may name", _json(), "OpenAIError")
+        model = _operation(prefix + "model", "One of these models", _json(), "OpenAIError", path_name="model")
+        deployment = "/deployments/{deployment}" if versioned else ""
+        if versioned:
+            chat["parameters"] = [_path_parameter("deployment"), _API_VERSION]
+            models["parameters"] = [_API_VERSION]
+            model["parameters"].append(_API_VERSION)
+        paths[f"{address}{deployment}/chat/completions"] = {"post": chat}
+        paths[f"{address}/models"] = {"get": models}
+        paths[f"{address}/models/{{model}}"] = {"get": model}
+    return paths
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _operation(
+    name: str, summary: str, content: dict[str, Any], error: str, body: str | None = None, path_name: str | None = None
+) -> dict[str, Any]:
     """An operation that requires a key; one with a body can fail with every problem of the catalogue."""
     media_type = PROBLEM_JSON if error == "Problem" else "application/json"
     responses: dict[str, Any] = {
         "200": {"description": "OK", "headers": _REQUEST_ID, "content": content},
         "401": {"description": "The function key is missing or wrong; answered by the Functions host"},
     }
-    for problem in problems.CATALOGUE if body else (problems.NOT_CONFIGURED,):
+    failures: tuple[Problem, ...] = (problems.NOT_CONFIGURED,)
+    if body:
+        failures = tuple(it for it in problems.CATALOGUE if it not in _OF_PATHS)
+    elif path_name:
+        failures = (problems.NOT_CONFIGURED, problems.MODEL_NOT_FOUND)
+    for problem in failures:
         responses.setdefault(
             str(int(problem.status)),
             {
-                "description": _description(problem.status),
+                "description": _description(problem.status, failures),
                 "headers": _REQUEST_ID,
                 "content": {media_type: _schema(error)},
             },
@@ -192,14 +227,19 @@ def _operation(name: str, summary: str, content: dict[str, Any], error: str, bod
         "security": [{"function_key": []}],
         "responses": responses,
     }
+    if path_name:
+        operation["parameters"] = [_path_parameter(path_name)]
     if body:
         operation["requestBody"] = {"required": True, "content": {"application/json": _schema(body)}}
     return operation
 
 
-def _description(status: HTTPStatus) -> str:
-    """The problems of the catalogue with this status."""
-    return "; ".join(f"{it.code}: {it.title}" for it in problems.CATALOGUE if it.status == status)
+_OF_PATHS: Final = (problems.NOT_FOUND, problems.METHOD_NOT_ALLOWED)  # never the failure of an operation that exists
+
+
+def _description(status: HTTPStatus, failures: tuple[Problem, ...]) -> str:
+    """Those of the problems with this status."""
+    return "; ".join(f"{it.code}: {it.title}" for it in failures if it.status == status)
 
 
 def _ready() -> dict[str, Any]:

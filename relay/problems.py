@@ -19,6 +19,7 @@ CLIENT_CLOSED_REQUEST: Final = 499
 _OPENAI_TYPES: Final = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
     HTTPStatus.NOT_FOUND: "invalid_request_error",
+    HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "invalid_request_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
@@ -37,9 +38,9 @@ class FieldError:
 class Problem:
     """A failure as a caller sees it (RFC 9457).
 
-    `retry_after` is in whole seconds. `content_filter` maps each category that the filter acted on to its result.
-    `upstream_error` is the model service's own error object where it describes what the caller sent; callers of the
-    OpenAI API get its message.
+    `retry_after` is in whole seconds. `allow` lists methods, as in the header. `content_filter` maps each category that
+    the filter acted on to its result. `upstream_error` is the model service's own error object where it describes what
+    the caller sent; callers of the OpenAI API get its message.
     """
 
     code: str
@@ -48,6 +49,7 @@ class Problem:
     detail: str
     errors: tuple[FieldError, ...] = ()
     retry_after: int | None = None
+    allow: str | None = None
     content_filter: dict[str, Any] | None = None
     upstream_error: dict[str, Any] | None = None
 
@@ -62,6 +64,10 @@ class Problem:
     def with_retry_after(self, seconds: int | None) -> Self:
         """The same problem, with the time after which another try makes sense."""
         return replace(self, retry_after=seconds)
+
+    def with_allow(self, methods: str) -> Self:
+        """The same problem, with the methods that the path takes (RFC 9110, section 10.2.1)."""
+        return replace(self, allow=methods)
 
     def with_content_filter(self, categories: dict[str, Any]) -> Self:
         """The same problem, with the categories that the content filter acted on."""
@@ -146,6 +152,18 @@ MODEL_NOT_FOUND: Final = Problem(
     "There is no such model here",
     "Leave the model out to use the default one, or choose one from the list of GET /v1/models.",
 )
+NOT_FOUND: Final = Problem(
+    "not_found",
+    HTTPStatus.NOT_FOUND,
+    "There is nothing at this path",
+    "Correct the path; GET /openapi describes those that exist.",
+)
+METHOD_NOT_ALLOWED: Final = Problem(
+    "method_not_allowed",
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    "The path does not take this method",
+    "Send the request with a method that the header Allow names.",
+)
 BODY_TOO_LARGE: Final = Problem(
     "body_too_large",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -220,6 +238,8 @@ CATALOGUE: Final = (
     CONTENT_FILTER,
     CONTEXT_LENGTH_EXCEEDED,
     MODEL_NOT_FOUND,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     RATE_LIMITED,

@@ -26,7 +26,7 @@ class Route:
                 pattern += "/" + re.escape(segment)
                 rank.append(0)
             elif parameter["catch_all"]:
-                pattern += f"(?:/(?P<{parameter['name']}>.*))?"
+                pattern += f"(?:/(?P<{parameter['name']}>(?s:.*)))?"
                 rank.append(2)
             else:
                 value = f"/(?P<{parameter['name']}>{_CONSTRAINTS.get(parameter['constraint'] or '', '[^/]+')})"

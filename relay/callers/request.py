@@ -98,6 +98,8 @@ class CallerRequest:
             response = self.response(problem.document(self.request_id), PROBLEM_JSON, problem.status)
         if problem.retry_after is not None:
             response.headers["retry-after"] = str(problem.retry_after)
+        if problem.allow is not None:
+            response.headers["allow"] = problem.allow
         return response
 
     def reject(self, problem: Problem) -> Response:

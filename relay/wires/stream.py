@@ -1,7 +1,11 @@
 """`POST /stream`: what a caller may ask, and the upstream request made of it."""
 
+import re
+from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
+import msgspec
+from msgspec import Raw
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, FailFast, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -112,6 +116,12 @@ _MESSAGES: Final = {
 _MAX_ERRORS: Final = 20  # so that the response to a hostile request is never a multiple of it
 _MAX_FIELD_LENGTH: Final = 100
 
+# The validator takes 3 µs for each wrong member, and 0.3 µs for each element of a value of the wrong kind: a longer
+# body is pruned of these first.
+_SHORT: Final = 16 * 1024  # bytes
+
+_NO_OBJECT: Final = 'The body must be one JSON object, for example {"input": "write a haiku"}.'
+
 
 def parse(body: bytes) -> StreamRequest | Problem:
     """What the body asks for, or the problem that names each field and the remedy.
@@ -123,6 +133,11 @@ def parse(body: bytes) -> StreamRequest | Problem:
         return INVALID_JSON.with_detail(
             'The body is empty. Send one JSON object, for example {"input": "write a haiku"}.'
         )
+    if len(body) > _SHORT:
+        pruned = _prune(body)
+        if isinstance(pruned, Problem):
+            return pruned
+        body = pruned
     try:
         return StreamRequest.model_validate_json(body)
     except ValidationError as error:
@@ -130,10 +145,50 @@ def parse(body: bytes) -> StreamRequest | Problem:
     if errors[0]["type"] == "json_invalid":
         return INVALID_JSON
     if errors[0]["type"] == "model_type" and not errors[0]["loc"]:
-        return INVALID_REQUEST.with_detail('The body must be one JSON object, for example {"input": "write a haiku"}.')
+        return INVALID_REQUEST.with_detail(_NO_OBJECT)
     return INVALID_REQUEST.with_errors(
         *dict.fromkeys(FieldError(_field(error), _message(error)) for error in errors[:_MAX_ERRORS])
     )
+
+
+class _MessageMembers(msgspec.Struct, forbid_unknown_fields=True):
+    """The members of a message, not yet validated."""
+
+    role: Raw
+    content: Raw
+
+
+_decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_messages: Final = msgspec.json.Decoder(list[_MessageMembers]).decode  # ends at the first wrong message
+_EMPTY: Final = {b"{": Raw(b"{}"), b"[": Raw(b"[]")}
+
+
+def _prune(body: bytes) -> bytes | Problem:
+    """The same request, of which the validator has to report only so much as errors can name; or the problem."""
+    try:
+        members = _decode_members(body)
+        known = {name: _emptied(members[name]) for name in StreamRequest.model_fields if name in members}
+        if known.get("input") is _EMPTY[b"["]:
+            messages = _decode_messages(members["input"])[: MAX_MESSAGES + 1]
+            for message in messages:
+                message.role, message.content = _emptied(message.role), _emptied(message.content)
+            known["input"] = Raw(msgspec.json.encode(messages))
+    except msgspec.ValidationError as error:
+        found = re.search(r"\$\[([0-9]+)\]", str(error))
+        if found is None:
+            return INVALID_REQUEST.with_detail(_NO_OBJECT)
+        return INVALID_REQUEST.with_errors(
+            FieldError(f"input[{found[1]}]", 'must be {"role": "…", "content": "…"} without other fields')
+        )
+    except (msgspec.DecodeError, RecursionError):
+        return INVALID_JSON
+    unknown = (name for name in members if name not in known)
+    return msgspec.json.encode(known | dict.fromkeys(islice(unknown, _MAX_ERRORS)))
+
+
+def _emptied(value: Raw) -> Raw:
+    """The value; of an object or a list, which none of the fields is but `input`, an empty one."""
+    return _EMPTY.get(bytes(memoryview(value)[:1]), value)
 
 
 def _field(error: ErrorDetails) -> str:

@@ -13,6 +13,7 @@ def apply() -> None:
     web_server.silence_access_log()
     web_server.disable_framework_telemetry()
     web_server.outlive_the_hosts_idle_connections()
+    web_server.match_every_path()
     invocations.bound_the_waits()
     invocations.forget_finished_requests()
     invocations.skip_trigger_metadata()

@@ -134,7 +134,7 @@ async def _happens(event: asyncio.Event) -> bool:
 
 def _not_dispatched(request: Any, invocation: str) -> Response:
     """The response to an HTTP request whose invocation never came, in the form of the API that was called."""
-    path = request.url.path if isinstance(request, Request) else ""
+    path = f"{request.url.path}/".lower() if isinstance(request, Request) else ""
     if path.startswith(("/v1/", "/openai/")):
         content, media_type = NOT_DISPATCHED.openai_document(invocation), "application/json"
     else:

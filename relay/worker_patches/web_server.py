@@ -9,6 +9,7 @@ from typing import Any, Final
 import uvicorn
 import uvicorn.config
 from fastapi.applications import FastAPI
+from starlette.convertors import PathConvertor
 
 _WEB: Final = "azurefunctions.extensions.http.fastapi.web"
 
@@ -48,3 +49,12 @@ def outlive_the_hosts_idle_connections() -> None:
         web.uvicorn = SimpleNamespace(
             Config=functools.partial(uvicorn.Config, timeout_keep_alive=_KEEP_ALIVE), Server=uvicorn.Server
         )
+
+
+def match_every_path() -> None:
+    """Let the web server's one route match a path with a line break (%0A) in it, too.
+
+    It answered such a request by itself, and the invocation waited for its HTTP half.
+    """
+    if PathConvertor.regex == ".*":
+        PathConvertor.regex = "(?s:.*)"

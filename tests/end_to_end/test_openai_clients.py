@@ -63,6 +63,7 @@ def keyed_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, s
         *MIDWAY,
         "fault-429-1",
         "busy",
+        "busy/1",
         "busy-ms",
         "busy-date",
         "down",
@@ -107,6 +108,100 @@ async def test_synchronous_client(keyed_app: HostedApp, model_service: ModelServ
     def request() -> tuple[str | None, str, list[str]]:
         with openai.OpenAI(
             base_url=keyed_app.url + "/v1", api_key="unused", default_headers={"x-functions-key": KEY}, max_retries=0
+        ) as client:
+            document = client.chat.completions.create(model=DEFAULT_DEPLOYMENT, messages=MESSAGES)
+            streamed = ""
+            for chunk in client.chat.completions.create(model=DEFAULT_DEPLOYMENT, messages=MESSAGES, stream=True):
+                streamed += chunk.choices[0].delta.content or "" if chunk.choices else ""
+            return document.choices[0].message.content, streamed, [model.id for model in client.models.list()]
+
+    document, streamed, models = await asyncio.to_thread(request)
+    assert document == streamed == TEXT
+    assert models[:2] == [DEFAULT_DEPLOYMENT, MANUAL_PACE]
+
+
+async def test_one_model(client: openai.AsyncOpenAI) -> None:
+    assert (await client.models.retrieve(DEFAULT_DEPLOYMENT)).id == DEFAULT_DEPLOYMENT
+    assert (await client.models.retrieve("busy/1")).id == "busy/1", "the client encodes the slash"
+    with pytest.raises(openai.NotFoundError) as raised:
+        await client.models.retrieve("unknown")
+    assert (raised.value.code, raised.value.status_code) == ("model_not_found", 404)
+
+
+@pytest.mark.parametrize(
+    "api",
+    [
+        lambda client: client.completions.create(model=DEFAULT_DEPLOYMENT, prompt="x"),
+        lambda client: client.files.list(),
+        lambda client: client.models.delete(DEFAULT_DEPLOYMENT),
+    ],
+)
+async def test_an_api_that_does_not_exist_is_named(client: openai.AsyncOpenAI, api: Callable[..., Any]) -> None:
+    with pytest.raises(openai.APIStatusError, match="/v1/") as raised:
+        await api(client)
+    assert raised.value.code in ("not_found", "method_not_allowed")
+    assert "POST /v1/chat/completions" in raised.value.message or "it takes GET, HEAD" in raised.value.message
+
+
+# With the address alone, as programs for Azure OpenAI are configured; or with the deployment in the base address.
+AZURE: Final[dict[str, dict[str, str]]] = {
+    "model": {},
+    "deployment": {"azure_deployment": DEFAULT_DEPLOYMENT},
+}
+
+
+@pytest.mark.parametrize("options", AZURE.values(), ids=AZURE)
+async def test_the_client_of_azure_openai(
+    keyed_app: HostedApp, model_service: ModelService, options: dict[str, Any]
+) -> None:
+    async with openai.AsyncAzureOpenAI(
+        azure_endpoint=keyed_app.url,
+        api_version="2024-10-21",
+        api_key="unused",
+        default_headers={"x-functions-key": KEY},
+        max_retries=0,
+        **options,
+    ) as client:
+        document = await client.chat.completions.create(model=DEFAULT_DEPLOYMENT, messages=MESSAGES)
+        stream = await client.chat.completions.create(model=DEFAULT_DEPLOYMENT, messages=MESSAGES, stream=True)
+        streamed = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+        models = [model.id async for model in client.models.list()]
+        model = await client.models.retrieve("busy/1")
+        with pytest.raises(openai.NotFoundError, match="GET /openai/models") as raised:
+            await client.files.list()
+    assert document.choices[0].message.content == "".join(streamed) == TEXT
+    assert models[:2] == [DEFAULT_DEPLOYMENT, MANUAL_PACE]
+    assert model.id == "busy/1"
+    assert raised.value.code == "not_found"
+    assert {record.deployment for record in model_service.requests} == {DEFAULT_DEPLOYMENT}
+
+
+async def test_a_deployment_whose_name_has_a_slash(keyed_app: HostedApp, model_service: ModelService) -> None:
+    async with openai.AsyncAzureOpenAI(
+        azure_endpoint=keyed_app.url,
+        api_version="2024-10-21",
+        api_key="unused",
+        default_headers={"x-functions-key": KEY},
+        max_retries=0,
+    ) as client:
+        answer = await client.chat.completions.create(model="busy/1", messages=MESSAGES)
+        assert answer.choices[0].message.content == TEXT
+        with pytest.raises(openai.NotFoundError) as raised:
+            await client.chat.completions.create(model="unknown", messages=MESSAGES)
+        assert raised.value.code == "model_not_found"
+        with pytest.raises(openai.RateLimitError):
+            await client.chat.completions.create(model="fault-429-7", messages=MESSAGES, stream=True)
+    assert [record.deployment for record in model_service.requests] == ["busy/1", "fault-429-7"]
+
+
+async def test_the_synchronous_client_of_azure_openai(keyed_app: HostedApp, model_service: ModelService) -> None:
+    def request() -> tuple[str | None, str, list[str]]:
+        with openai.AzureOpenAI(
+            azure_endpoint=keyed_app.url,
+            api_version="2024-10-21",
+            api_key="unused",
+            default_headers={"x-functions-key": KEY},
+            max_retries=0,
         ) as client:
             document = client.chat.completions.create(model=DEFAULT_DEPLOYMENT, messages=MESSAGES)
             streamed = ""
@@ -304,6 +399,15 @@ async def test_the_official_npm_client(keyed_app: HostedApp, model_service: Mode
     assert results["unrequestedUsage"] is False
     assert results["tool"] == ["weather", ["city"]]
     assert results["models"][:2] == [DEFAULT_DEPLOYMENT, MANUAL_PACE]
+    assert results["model"] == DEFAULT_DEPLOYMENT
+    assert results["azure"] == {
+        "document": TEXT,
+        "streamed": TEXT,
+        "models": results["models"],
+        "model": "busy/1",
+        "slash": TEXT,
+        "missing": ["NotFoundError", 404, "not_found"],
+    }
     assert results["requestId"]
     assert results["errors"] == {
         "no key": ["AuthenticationError", 401, None],

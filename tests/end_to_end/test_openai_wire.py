@@ -345,6 +345,7 @@ async def test_members_are_sent_upstream_unchanged(
     assert {name: bytes(sent[name]).decode() for name in members} == members
     assert set(sent) - set(members) == ({"stream_options", "max_tokens"} if stream == "true" else {"max_tokens"})
     assert bytes(sent["max_tokens"]) == b"5", "the caller's limit, under the name that other servers know"
+    assert upstream.headers[0]["accept"] == ("text/event-stream" if stream == "true" else "application/json")
 
 
 async def test_half_a_surrogate_pair_is_sent_upstream(
@@ -412,6 +413,10 @@ async def test_the_output_limit_is_capped(
         (document_request(stream="yes"), "stream"),
         (stream_request(stream_options=[]), "stream_options"),
         ({"model": DEFAULT_DEPLOYMENT}, "messages"),
+        (document_request(Model="gpt-5.5"), "Model"),
+        (document_request(MAX_TOKENS=10**6), "MAX_TOKENS"),
+        (document_request() | {"max_to\u212aens": 10**6}, "max_to\u212aens"),
+        (stream_request(stream_options={"INCLUDE_USAGE": False}), "stream_options.INCLUDE_USAGE"),
     ],
 )
 async def test_a_wrong_member_is_named(

@@ -195,7 +195,9 @@ def check_responses(responses: list[Received], port: int) -> None:
     assert {200, 400, 401, 404, 413, 415} <= {it.status for it in responses}
     assert all(any(code in it.content for it in responses) for code in ("rate_limited", "upstream_error"))
     for it in responses:
-        assert not marks_in(it.content, KEYS, port), it
+        # The description has paths of this app that are also those of the model service.
+        content = it.content.replace('"/openai/v1/', '"/') if it.request == "/openapi" else it.content
+        assert not marks_in(content, KEYS, port), it
         if it.status >= 400:
             assert not marks_in(it.content, TEXTS), it
         assert not marks_in(it.content, (PROMPT, INSTRUCTIONS, HEADER)), it

@@ -11,12 +11,16 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.responses import Response
 
 from relay import openapi, problems
+from relay.callers.request import CallerRequest
+from relay.callers.routes import Route
 from relay.problems import CATALOGUE, FieldError, Problem
 from relay.wires.stream import StreamRequest, parse
 
 DOCUMENT: Final[dict[str, Any]] = json.loads(openapi.document())
+API_FUNCTIONS: Final = ("v1/{*path}", "openai/{*path}")  # their operations are in a table
 FUNCTION_APP: Final = Path(__file__).resolve().parents[2] / "function_app.py"
 
 
@@ -52,18 +56,35 @@ def test_every_schema_is_defined_and_referenced() -> None:
     assert referenced == set(DOCUMENT["components"]["schemas"])
 
 
+async def unused(caller: CallerRequest, name: str | None) -> Response:
+    raise NotImplementedError
+
+
 def test_the_paths_are_the_routes_of_the_app() -> None:
     source = FUNCTION_APP.read_text()
     routes = re.findall(r'@app\.route\(route="([^"]+)", methods=\["(\w+)"(?:, "HEAD")?\](.*)\)', source)
-    assert len(routes) == source.count("@app.route(")
-    assert {(path, method, "security" in operation) for path, method, operation in operations()} == {
-        ("/" + route, method.lower(), "ANONYMOUS" not in options) for route, method, options in routes
-    }
+    assert len(routes) + len(API_FUNCTIONS) == source.count("@app.route(")
+    assert all(f'@app.route(route="{route}", methods=METHODS)' in source for route in API_FUNCTIONS)
+    expected = {("/" + route, method.lower(), "ANONYMOUS" not in options) for route, method, options in routes}
+    of_openai = re.findall(r' Route\("(\w+)", "([^"]+)", [^\n]+?(by_deployment=True)?\),\n', source)
+    assert len(of_openai) == source.count(" Route(")
+    for method, path, by_deployment in of_openai:
+        templates = Route(method, path, unused, bool(by_deployment)).templates().values()
+        expected |= {(template, method.lower(), True) for template in templates}
+    assert {(path, method, "security" in operation) for path, method, operation in operations()} == expected
+
+
+def test_every_name_in_a_path_is_described() -> None:
+    for path, _, operation in operations():
+        named = [it["name"] for it in operation.get("parameters", []) if it["in"] == "path"]
+        assert named == re.findall(r"\{(\w+)\}", path)
 
 
 def test_every_route_that_answers_get_answers_head() -> None:
     source = FUNCTION_APP.read_text()
-    assert source.count('methods=["GET", "HEAD"]') == source.count('"GET"') == 5
+    assert source.count('methods=["GET", "HEAD"]') == 4
+    assert 'METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]' in source
+    assert source.count('"GET"') == 4 + 1 + source.count(' Route("GET"')
 
 
 def test_operation_ids_are_unique() -> None:
@@ -82,11 +103,13 @@ def test_every_problem_is_described_under_its_status(problem: Problem) -> None:
         assert accepts("Problem", variant.members("an-id"))
         assert accepts("OpenAIError", json.loads(variant.openai_document("an-id")))
     for path, _, operation in operations():
-        if "requestBody" in operation:
+        if problem in (problems.NOT_FOUND, problems.METHOD_NOT_ALLOWED):
+            assert problem.title not in json.dumps(operation), "an operation that exists has no such failure"
+        elif "requestBody" in operation:
             response = operation["responses"][str(int(problem.status))]
             assert problem.code in response["description"]
             assert list(response["content"]) == [
-                "application/json" if path.startswith("/v1/") else problems.PROBLEM_JSON
+                "application/json" if path.startswith(("/v1/", "/openai/")) else problems.PROBLEM_JSON
             ]
 
 

@@ -15,6 +15,8 @@ TABLE = {
     "content_filter": 400,
     "context_length_exceeded": 400,
     "model_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "rate_limited": 429,

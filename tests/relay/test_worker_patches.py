@@ -119,8 +119,9 @@ async def serve(path):
         return "waits"
     document = json.loads(response.body)
     code = document["error"]["code"] if "error" in document else document["code"]
-    return [loop.time() - began, response.status_code, code, len(coordinator._context_references)]
-print(json.dumps([run(serve("/stream")), run(serve("/v1/models"))]))
+    form = "openai" if "error" in document else "problem"
+    return [loop.time() - began, response.status_code, code, form, len(coordinator._context_references)]
+print(json.dumps([run(serve(path)) for path in ("/stream", "/v1x", "/V1", "/v1/models", "/OpenAI/models")]))
 """
 
 LATE_REQUEST = """
@@ -185,6 +186,26 @@ from azurefunctions.extensions.http.fastapi import web
 print(json.dumps(web.uvicorn.Config(app=None).timeout_keep_alive))
 """
 
+PATHS = """
+import asyncio, json
+from azurefunctions.extensions.http.fastapi import web
+{patch}
+async def answer():
+    return "reached"
+application = web.WebApp()
+application.route(answer)
+async def status(path):
+    scope = {{"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}}
+    sent = []
+    async def receive():
+        return {{"type": "http.request"}}
+    async def send(message):
+        sent.append(message)
+    await application.get_app()(scope, receive, send)
+    return sent[0]["status"]
+print(json.dumps([asyncio.run(status(path)) for path in ("/", "/v1/models", "/a\\nb", "/a\\n")]))
+"""
+
 CHANGED = """
 import json, sys, types
 module = types.ModuleType("azure_functions_runtime.http_v2")
@@ -209,6 +230,7 @@ SCRIPTS: Final = {
     "BLOCKED_LOOP": BLOCKED_LOOP,
     "METADATA": METADATA,
     "KEEP_ALIVE": KEEP_ALIVE,
+    "PATHS": PATHS,
     "CHANGED": CHANGED,
 }
 
@@ -298,7 +320,7 @@ def test_a_library_that_has_changed_is_not_patched() -> None:
 
 def test_the_library_still_waits_without_a_bound() -> None:
     assert run("MISSING_REQUEST", patched=False) == "waits", "the library bounds the wait: remove bound_the_waits"
-    assert run("MISSING_INVOCATION", patched=False) == ["waits", "waits"]
+    assert run("MISSING_INVOCATION", patched=False) == ["waits"] * 5
 
 
 def test_with_the_patch_an_invocation_without_its_request_ends_and_leaves_nothing() -> None:
@@ -309,7 +331,8 @@ def test_with_the_patch_an_invocation_without_its_request_ends_and_leaves_nothin
 
 
 def test_with_the_patch_a_request_without_its_invocation_gets_a_problem() -> None:
-    assert run("MISSING_INVOCATION", patched=True) == [[5.0, 503, "not_dispatched", 0]] * 2
+    forms = ["problem", "problem", "openai", "openai", "openai"]
+    assert run("MISSING_INVOCATION", patched=True) == [[5.0, 503, "not_dispatched", form, 0] for form in forms]
 
 
 def test_a_request_that_comes_after_its_invocation_has_ended_is_answered_at_once() -> None:
@@ -336,3 +359,11 @@ def test_uvicorn_still_closes_an_idle_connection_before_the_host_does() -> None:
 
 def test_with_the_patch_uvicorn_keeps_it_longer() -> None:
     assert run("KEEP_ALIVE", patched=True) == 120
+
+
+def test_the_web_server_still_answers_a_path_with_a_line_break_by_itself() -> None:
+    assert run("PATHS", patched=False)[:3] == [200, 200, 404], "it matches every path: remove match_every_path"
+
+
+def test_with_the_patch_every_path_reaches_the_library() -> None:
+    assert run("PATHS", patched=True) == [200, 200, 200, 200]

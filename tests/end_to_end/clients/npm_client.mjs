@@ -1,5 +1,5 @@
 // The official npm client, unchanged: prints the results as one JSON object.
-import OpenAI from "openai";
+import OpenAI, { AzureOpenAI } from "openai";
 
 const client = new OpenAI({
   baseURL: process.env.RELAY_URL + "/v1",
@@ -39,6 +39,8 @@ results.tool = [call.function.name, Object.keys(JSON.parse(call.function.argumen
 results.models = [];
 for await (const it of client.models.list()) results.models.push(it.id);
 
+results.model = (await client.models.retrieve(model)).id;
+
 const { response } = await client.chat.completions.create({ model, messages }).withResponse();
 results.requestId = response.headers.get("x-request-id");
 
@@ -59,6 +61,29 @@ results.errors = {
   filtered: await errorOf({ model: "fault-content-filter", stream: true }),
   midway: await errorOf({ model: "fault-error-midway", stream: true }),
 };
+
+const azure = new AzureOpenAI({
+  endpoint: process.env.RELAY_URL,
+  apiVersion: "2024-10-21",
+  apiKey: "unused",
+  defaultHeaders: { "x-functions-key": process.env.RELAY_KEY },
+  maxRetries: 0,
+});
+results.azure = { streamed: "", models: [] };
+const azureDocument = await azure.chat.completions.create({ model, messages });
+results.azure.document = azureDocument.choices[0].message.content;
+for await (const chunk of await azure.chat.completions.create({ model, messages, stream: true })) {
+  results.azure.streamed += chunk.choices[0]?.delta?.content ?? "";
+}
+for await (const it of azure.models.list()) results.azure.models.push(it.id);
+results.azure.model = (await azure.models.retrieve("busy/1")).id;
+const slash = await azure.chat.completions.create({ model: "busy/1", messages });
+results.azure.slash = slash.choices[0].message.content;
+try {
+  await azure.files.list();
+} catch (error) {
+  results.azure.missing = [error.constructor.name, error.status, error.code];
+}
 
 const retrying = client.withOptions({ maxRetries: 2 });
 const retried = await retrying.chat.completions.create({ model: "fault-429-1", messages });

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from relay.callers import request as request_module
 from relay.callers.request import CallerRequest
-from relay.problems import CATALOGUE, RATE_LIMITED, UNSUPPORTED_MEDIA_TYPE, FieldError, Problem
+from relay.problems import CATALOGUE, METHOD_NOT_ALLOWED, RATE_LIMITED, UNSUPPORTED_MEDIA_TYPE, FieldError, Problem
 from tests.relay.virtual_time import virtual_time
 
 BODY = b'{"input": "hi"}'
@@ -235,6 +235,7 @@ class TestResponses:
         assert response.body == problem.document("request-0001")
         assert response.headers["content-type"] == "application/problem+json"
         assert "retry-after" not in response.headers
+        assert "allow" not in response.headers
 
     @pytest.mark.parametrize("problem", CATALOGUE, ids=lambda problem: problem.code)
     def test_an_openai_error(self, problem: Problem) -> None:
@@ -243,12 +244,18 @@ class TestResponses:
         assert response.body == problem.openai_document("request-0001")
         assert response.headers["content-type"] == "application/json"
         assert "retry-after" not in response.headers
+        assert "allow" not in response.headers
 
     @pytest.mark.parametrize("openai", [False, True])
     @pytest.mark.parametrize("seconds", [0, 7])
     def test_retry_after_is_a_header_too(self, seconds: int, openai: bool) -> None:
         response = identified(openai=openai).error_response(RATE_LIMITED.with_retry_after(seconds))
         assert response.headers["retry-after"] == str(seconds)
+
+    @pytest.mark.parametrize("openai", [False, True])
+    def test_so_are_the_methods_that_a_path_takes(self, openai: bool) -> None:
+        response = identified(openai=openai).error_response(METHOD_NOT_ALLOWED.with_allow("GET, HEAD"))
+        assert response.headers["allow"] == "GET, HEAD"
 
     def test_a_rejection_is_logged(self, capsys: pytest.CaptureFixture[str]) -> None:
         problem = UNSUPPORTED_MEDIA_TYPE.with_errors(FieldError("a", "b"))

@@ -63,6 +63,73 @@ class TestParse:
             FieldError("messages", "is required"),
         )
 
+    @pytest.mark.parametrize(
+        ("name", "like"),
+        [
+            ("Model", "model"),
+            ("MAX_TOKENS", "max_tokens"),
+            ("max_completion_to\u212aens", "max_completion_tokens"),
+            ("\u017ftream", "stream"),
+            ("Stream_Options", "stream_options"),
+            ("N", "n"),
+            ("Messages", "messages"),
+            ("maxTokens", "max_tokens"),
+        ],
+    )
+    def test_a_name_that_looks_like_one_that_is_read_is_rejected(self, name: str, like: str) -> None:
+        expected = INVALID_REQUEST.with_errors(FieldError(name, f"must be written {like}, or left out"))
+        for members in ({}, {"model": "m", "max_tokens": 5}):
+            assert rejected(msgspec.json.encode({"messages": [], **members, name: 1})) == expected
+        escaped = "".join(f"\\u{ord(character):04x}" for character in name).encode()
+        assert rejected(b'{"messages":[],"%b":1}' % escaped) == expected
+
+    def test_so_is_one_in_stream_options(self) -> None:
+        body = b'{"messages":[],"stream":true,"stream_options":{"Include_Usage":false,"include_usage":true}}'
+        assert rejected(body) == INVALID_REQUEST.with_errors(
+            FieldError("stream_options.Include_Usage", "must be written include_usage, or left out")
+        )
+
+    def test_names_that_are_not_read_may_have_any_case(self) -> None:
+        assert list(accepted(Temperature=1, temperature=1, SEED=1).members) == [
+            "messages",
+            "Temperature",
+            "temperature",
+            "SEED",
+        ]
+
+    def test_an_escaped_name_is_the_same_name(self) -> None:
+        request = chat_completions.parse(rb'{"messages":[],"mod\u0065l":"m","\u006dax_tokens":7}')
+        assert isinstance(request, ChatCompletionRequest)
+        assert (request.model, request.output_limits) == ("m", {"max_tokens": 7})
+
+    def test_of_equal_names_the_last_is_read_and_only_that_is_sent(self) -> None:
+        request = chat_completions.parse(
+            rb'{"max_tokens":7,"messages":[],"model":"a","stream":true,"mod\u0065l":"b","stream":false,"max_tokens":900}'
+        )
+        assert isinstance(request, ChatCompletionRequest)
+        assert (request.model, request.stream) == ("b", False)
+        sent = msgspec.json.encode(request.upstream_request(max_output_tokens=100).parameters)
+        assert sent == b'{"max_tokens":100,"messages":[],"model":"b","stream":false}'
+
+    def test_the_number_of_members_has_a_limit(self) -> None:
+        members = {f"m{number}": 1 for number in range(255)}
+        accepted(**members)
+        problem = rejected(msgspec.json.encode({"messages": [], **members, "one_more": 1}))
+        assert problem == INVALID_REQUEST.with_detail("The body may have 256 members at most; leave out the others.")
+
+    def test_the_errors_are_few_and_short(self) -> None:
+        wrong = {f"model{'_' * number}": 1 for number in range(1, 200)} | {"N" + "_" * 10_000: 1}
+        problem = rejected(msgspec.json.encode({**wrong, "messages": []}))
+        assert len(problem.errors) == 20
+        problem = rejected(msgspec.json.encode({"N" + "_" * 10_000: 1, "messages": []}))
+        assert problem.errors[0].field == "N" + "_" * 99
+
+    @pytest.mark.parametrize("given", [b"", b'"model":"another",', b'"model":null,', b'"model":5,'])
+    def test_the_deployment_of_the_path_is_the_model(self, given: bytes) -> None:
+        request = chat_completions.parse(b'{%b"messages":[]}' % given, deployment="meta/llama")
+        assert isinstance(request, ChatCompletionRequest)
+        assert request.model == "meta/llama"
+
     def test_messages_are_left_to_the_model_service(self) -> None:
         assert isinstance(chat_completions.parse(b'{"messages":null}'), ChatCompletionRequest)
 

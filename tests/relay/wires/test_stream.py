@@ -1,6 +1,7 @@
 """`POST /stream`: what a caller may ask, and the upstream request made of it."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -268,6 +269,143 @@ class TestHostileRequests:
 
     def test_equal_errors_are_named_once(self) -> None:
         assert len(rejected({"input": "x", "x" * 100 + "a": 1, "x" * 100 + "b": 1}).errors) == 1
+
+
+LONG = 16 * 1024  # bytes; a body above that is pruned before the validator reads it
+
+
+def padded(document: Any) -> bytes:
+    """The same document in a body that is pruned."""
+    return json.dumps(document).encode() + b" " * LONG
+
+
+class TestLongBodies:
+    """What is left out of a long body makes no difference to the request, and hardly any to the problem."""
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"input": "x"},
+            {"input": [{"role": "user", "content": "x"}, {"content": "y", "role": "assistant"}]},
+            {
+                "input": 'gr\u00fcn \U0001f33f \\ "',
+                "instructions": "\n",
+                "model": "m",
+                "temperature": 1.50,
+                "stream": False,
+            },
+            {"input": "x", "max_output_tokens": 7.0, "top_p": None, "reasoning_effort": "low"},
+        ],
+    )
+    def test_a_request_is_the_same(self, document: Any) -> None:
+        assert stream.parse(padded(document)) == accepted(document)
+        assert stream.parse(b"\xef\xbb\xbf" + padded(document)) == accepted(document)
+
+    def test_a_request_with_the_longest_conversation(self) -> None:
+        document = {"input": [{"role": "user", "content": f"message {number}"} for number in range(MAX_MESSAGES)]}
+        assert accepted(document).upstream_request(max_output_tokens=1).parameters["messages"] == document["input"]
+        document["input"].append(document["input"][0])
+        assert errors(document) == {"input": "must have at most 2048 messages"}
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {},
+            {"input": None},
+            {"input": {}},
+            {"input": {"a": [1]}},
+            {"input": ""},
+            {"input": []},
+            {"input": "x", "promt": 1},
+            {"input": "x", "temperature": [1, 2], "model": {"a": 1}, "stream": [[]], "instructions": [{}]},
+            {"input": "x", "max_output_tokens": {}},
+            {"input": [{"role": "user", "content": [1]}]},
+            {"input": [{"role": {"a": 1}, "content": "x"}]},
+            {"input": [{"role": "tool", "content": "x"}]},
+            {f"f{number:02}": 1 for number in range(30)},
+            {f"f{number:02}": 1 for number in range(30)} | {"input": 1, "stream": 1},
+            [],
+            1,
+            None,
+        ],
+        ids=lambda document: json.dumps(document)[:40],
+    )
+    def test_a_problem_is_the_same(self, document: Any) -> None:
+        assert rejected(padded(document)) == rejected(document)
+
+    @pytest.mark.parametrize(
+        ("messages", "wrong"),
+        [
+            ([1], 0),
+            ([[]], 0),
+            ([{}], 0),
+            ([{"role": "user"}], 0),
+            ([{"role": "user", "content": "x"}] * 7 + [{"role": "user", "content": "x", "name": "y"}], 7),
+            ([{"role": "user", "content": "x"}, None], 1),
+        ],
+    )
+    def test_a_wrong_message_is_named(self, messages: Any, wrong: int) -> None:
+        assert rejected(padded({"input": messages})) == INVALID_REQUEST.with_errors(
+            FieldError(f"input[{wrong}]", 'must be {"role": "\u2026", "content": "\u2026"} without other fields')
+        )
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"{" + b" " * LONG,
+            b'{"input":"x"} {}' + b" " * LONG,
+            b'{"input":"x","temperature":NaN}' + b" " * LONG,
+            b'{"input":"caf\xe9"}' + b" " * LONG,
+            b'{"input":"\\ud83c"}' + b" " * LONG,
+            b'{"input":[{"role":"user","content":"x"},' + b" " * LONG,
+            b'{"a":' * LONG,
+            b'{"input":' + b"[" * LONG,
+        ],
+        ids=range(8),
+    )
+    def test_what_is_not_json(self, body: bytes) -> None:
+        assert rejected(body) == INVALID_JSON
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {f"f{number}": 1 for number in range(20_000)},
+            {"input": "x"} | {f"f{number}": {} for number in range(20_000)},
+            {"input": [{"role": "user"} | {f"f{number}": 1 for number in range(20_000)}]},
+            {"input": [1] * 100_000},
+            {"input": [{}] * 80_000},
+            {"input": [{"role": "user", "content": "x"}] * 9000},
+            {"input": [{"role": "user", "content": [[]] * 80_000}]},
+            {"input": {f"f{number}": 1 for number in range(20_000)}},
+            {"input": "x", "instructions": [[]] * 80_000},
+            {"input": "x", "max_output_tokens": [{"a": 1}] * 20_000},
+        ],
+        ids=lambda body: json.dumps(body)[:40],
+    )
+    def test_the_validator_gets_no_more_than_errors_can_name(self, body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It takes 3 µs for each wrong member and creates an object for each value."""
+        given: list[bytes] = []
+
+        def validate(content: bytes) -> StreamRequest:
+            given.append(content)
+            return StreamRequest.__pydantic_validator__.validate_json(content)
+
+        monkeypatch.setattr(StreamRequest, "model_validate_json", validate)
+        content = json.dumps(body).encode()
+        assert len(content) > 200_000
+        rejected(content)
+        values = sum(it.count(b":") + it.count(b",") for it in given)
+        assert values <= 4 * (MAX_MESSAGES + 1) + 40
+
+    def test_values_that_no_field_has_are_not_decoded(self) -> None:
+        body = json.dumps({"input": "x", "instructions": [[]] * 80_000}).encode()
+        tracemalloc.start()
+        try:
+            rejected(body)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 4 * len(body)
 
 
 @given(

@@ -1,0 +1,82 @@
+"""The paths of OpenAI's API, under OpenAI's own addresses and under Azure OpenAI's."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from starlette.responses import Response
+
+from relay.callers.request import CallerRequest
+from relay.problems import METHOD_NOT_ALLOWED, NOT_FOUND, Problem
+
+# With the name in the path (a model, a deployment), where it has one.
+type Handler = Callable[[CallerRequest, str | None], Awaitable[Response]]
+
+_MAX_PATH: Final = 200  # characters of a caller's path in an error
+
+
+class Route(NamedTuple):
+    """One operation of the API.
+
+    `path` is below the version, such as `/models/{model}`; the name of a model may hold slashes, other names may not.
+    `by_deployment`: Azure has the operation under each deployment.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    by_deployment: bool = False
+
+    def templates(self) -> dict[str, str]:
+        """The path at each of the API's addresses: OpenAI's, and Azure's of today and with an `api-version`."""
+        deployment = "/deployments/{deployment}" if self.by_deployment else ""
+        return {
+            "/v1": f"/v1{self.path}",
+            "/openai/v1": f"/openai/v1{self.path}",
+            "/openai": f"/openai{deployment}{self.path}",
+        }
+
+
+class Routes:
+    """The operations of the API, by path and method. Paths match without regard to case, as the Functions host does."""
+
+    def __init__(self, *routes: Route) -> None:
+        self._routes = routes
+        self._patterns = [(_pattern(template), route) for route in routes for template in route.templates().values()]
+
+    def find(self, method: str, path: str) -> tuple[Handler, str | None] | Problem:
+        """What answers the request, and the name in its path; or the problem that names the path and what exists.
+
+        `path` is decoded.
+        """
+        # The host's proxy keeps a slash in a name, and encodes its percent sign once more.
+        path = path.replace("%2F", "/").replace("%2f", "/")
+        allowed: list[str] = []
+        for pattern, route in self._patterns:
+            match = pattern.fullmatch(path.rstrip("/"))
+            if match is None:
+                continue
+            if method == route.method or (method, route.method) == ("HEAD", "GET"):
+                return route.handler, match[1] if match.groups() else None
+            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
+        shown = path if len(path) <= _MAX_PATH else path[:_MAX_PATH] + "…"
+        if allowed:
+            methods = ", ".join(allowed)
+            return METHOD_NOT_ALLOWED.with_allow(methods).with_detail(
+                f"{shown} does not take {method}; it takes {methods}."
+            )
+        return NOT_FOUND.with_detail(f"The app has no {method} {shown}. It has {self._existing(path)}.")
+
+    def _existing(self, path: str) -> str:
+        """The operations at the address that the path is below."""
+        address = next((it for it in ("/openai/v1", "/openai") if path.lower().startswith(it)), "/v1")
+        return ", ".join(f"{route.method} {route.templates()[address]}" for route in self._routes)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """Matches a path; its group is the name in it."""
+    pattern = re.sub(r"\{(\w+)\}", lambda name: _NAMES.get(name[1], "([^/]+)"), template)
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
+
+
+_NAMES: Final = {"model": "(.+)", "deployment": "(.+)"}
