@@ -15,6 +15,9 @@ import msgspec
 
 AZURE_TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"  # noqa: S105 (a scope's name, not a secret)
 
+# Servers that need no key still want the header to be there; clients of such servers send a placeholder like this.
+NO_KEY: Final = "none"
+
 # Azure's own hosts: only these are sent this app's Entra token unless a setting says otherwise.
 AZURE_HOSTS: Final = (
     ".openai.azure.com",

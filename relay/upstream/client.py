@@ -1,9 +1,8 @@
 """The client of one model service: the openai client for address, credential and errors, and the answer's raw bytes."""
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -12,10 +11,11 @@ import msgspec
 import openai
 
 from relay.problems import UPSTREAM_AUTH, UPSTREAM_ERROR, UPSTREAM_TIMEOUT
-from relay.settings import AZURE_HOSTS
+from relay.settings import AZURE_HOSTS, NO_KEY
 from relay.upstream.answer import Answer
 from relay.upstream.credential import SignInError
 from relay.upstream.failures import Refusal, classify
+from relay.upstream.redaction import Redactor
 from relay.upstream.request import UpstreamRequest
 from relay.upstream.transport import AIOHTTP_RESPONSE, AiohttpTransport, StreamedAnswer
 
@@ -30,11 +30,12 @@ class ModelServiceClient:
         self, endpoint: str, credential: Callable[[], Awaitable[str]] | str, session: aiohttp.ClientSession
     ) -> None:
         host = urlsplit(endpoint).hostname or ""
-        secrets = [urlsplit(endpoint).netloc, host, credential if isinstance(credential, str) else ""]
+        secrets = [urlsplit(endpoint).netloc, host]
+        if isinstance(credential, str) and credential != NO_KEY:
+            secrets.append(credential)
         if host.endswith(AZURE_HOSTS):
             secrets.append(host.split(".")[0])
-        patterns = [rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in secrets if secret]
-        self._secrets = re.compile("|".join([*patterns, _JWT]), re.IGNORECASE)
+        self._redact = Redactor(secrets)
         # No retries here, since there may be another backend, and no redirects, which would carry the credential to
         # another host.
         self._client = openai.AsyncOpenAI(
@@ -72,7 +73,7 @@ class ModelServiceClient:
             refusal = classify(
                 error.body, status=error.status_code, headers=error.response.headers, fields=request.fields
             )
-            return self._without_secrets(refusal)
+            return replace(refusal, problem=self._redact(refusal.problem))
         except openai.APITimeoutError:
             return Refusal(UPSTREAM_TIMEOUT, "no connection in time")
         except openai.APIConnectionError as error:
@@ -82,21 +83,4 @@ class ModelServiceClient:
             return Refusal(UPSTREAM_AUTH, str(error))
         except Exception as error:  # noqa: BLE001 (the client decodes an error's body by its headers, and raises as that does)
             return Refusal(UPSTREAM_ERROR, f"its answer can't be read ({type(error).__name__})")
-        return StreamedAnswer(response.extensions[AIOHTTP_RESPONSE])
-
-    def _without_secrets(self, refusal: Refusal) -> Refusal:
-        """The same refusal, with this service's address and the app's credential removed from the upstream error."""
-        error = refusal.problem.upstream_error
-        if error is None:
-            return refusal
-        kept = {name: text for name in ("type", "param", "code") if _WORD.fullmatch(text := str(error.get(name)))}
-        message = error.get("message")
-        if isinstance(message, str):
-            kept["message"] = message.encode(errors="replace").decode()  # half a surrogate pair can't be passed on
-        clean = {name: self._secrets.sub("[…]", text) for name, text in kept.items() if text != "None"}
-        return replace(refusal, problem=refusal.problem.with_upstream_error(clean))
-
-
-# A JSON Web Token, in case a service repeats the one it was sent.
-_JWT: Final = r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
-_WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+        return StreamedAnswer(response.extensions[AIOHTTP_RESPONSE], self._redact)

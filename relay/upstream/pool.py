@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from relay import telemetry
 from relay.problems import MODEL_NOT_FOUND, NOT_CONFIGURED, RATE_LIMITED, UPSTREAM_TIMEOUT, FieldError, Problem
-from relay.settings import BackendSettings, Settings, SettingsError
+from relay.settings import NO_KEY, BackendSettings, Settings, SettingsError
 from relay.upstream.answer import Answer
 from relay.upstream.failures import Refusal
 from relay.upstream.request import UpstreamRequest
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 # Seconds of probation after a failure; a silent backend costs its caller more than a failing one.
 _PROBATION: Final = 2.0
 _PROBATION_AFTER_TIMEOUT: Final = 30.0
-
-# Servers that need no key still want the header to be there; clients of such servers send a placeholder like this.
-_NO_KEY: Final = "none"
 
 
 class Backend:
@@ -193,7 +190,7 @@ class BackendPool:
         if self._clients:
             return  # another request was first
         self._session = connection.create_session(self.settings)
-        credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or _NO_KEY
+        credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or NO_KEY
         if self.settings.identity is not None:
             credential = self._token = connection.EntraToken(self.settings.identity)
         self._clients.update(

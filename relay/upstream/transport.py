@@ -7,7 +7,7 @@ such things, carry aiohttp's response; no private attribute is touched.
 import asyncio
 import contextlib
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Final
 
@@ -15,6 +15,7 @@ import aiohttp
 import httpx2
 import yarl
 
+from relay.problems import Problem
 from relay.settings import Settings
 
 AIOHTTP_RESPONSE: Final = "relay.response"  # the key in `extensions`
@@ -29,9 +30,12 @@ class StreamedAnswer:
 
     connection_errors: Final = (aiohttp.ClientError, OSError, RuntimeError)
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, redact: Callable[[Problem], Problem] = lambda problem: problem
+    ) -> None:
         self._response = response
         self.read = response.content.readany
+        self.redact = redact
 
     def read_remaining(self) -> bytes:
         """The bytes that had arrived when the connection broke; aiohttp's reader raises before it returns them."""
