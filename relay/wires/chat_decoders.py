@@ -102,7 +102,8 @@ _KEEP_ALIVE: Final = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b
 _NAMES_TO_INSPECT: Final = _KEEP_ALIVE | {b"error"}
 # A damaged chunk has at least one of these in it, and a word that is no JSON has none.
 _OF_JSON: Final = frozenset(b'{}[]"')
-_BEFORE_JSON: Final = b"\xef\xbb\xbf \t\r\n"
+_BOM: Final = b"\xef\xbb\xbf"
+_BEFORE_JSON: Final = _BOM + b" \t\r\n"
 
 _MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
 
@@ -229,7 +230,8 @@ class _StreamDecoder:
     def _document(self) -> Done | Failed:
         """The answer that came as one document."""
         try:
-            document = json.loads(_without_marker(bytes(self._start)).decode(errors="replace"))
+            content = _without_marker(bytes(self._start).removeprefix(_BOM))
+            document = json.loads(content.decode(errors="replace"))
             error = find_error(document)
             if error is not None:
                 return self._error(error)
@@ -289,6 +291,8 @@ class _StreamDecoder:
         """Look at an event as a whole: one that may be an error, or no chunk, or one with odd members."""
         try:
             document = json.loads(data.decode(errors="replace"))
+            if isinstance(document, dict) and document.get("usage"):
+                self.usage = _usage(_raw(document["usage"]))
             error = find_error(document)
             if error is None and _event_name(data) == b"error":
                 error = document if isinstance(document, dict) else {"message": document}
@@ -311,7 +315,6 @@ class _StreamDecoder:
             self._judgement.doubtful = True
             return None
         if document.get("usage"):
-            self.usage = _usage(_raw(document["usage"]))
             self.progress += 1
         known = document.get("usage") or document.get("choices") == [] or "prompt_filter_results" in document
         if not known and document.get("type") != "ping" and _event_name(data) not in _KEEP_ALIVE:
@@ -335,8 +338,10 @@ class _StreamDecoder:
 
     def _read_late_usage(self, data: bytes) -> None:
         """Read an event behind the marker: only the usage is of interest."""
-        if self.usage is not None or isinstance(self._terminal, Failed) or b'"usage"' not in data:
+        if self.usage is not None or b'"usage"' not in data or isinstance(self._terminal, Failed):
             return
+        if self._judgement.at(Ending.MARKER) is not None:
+            return  # there is no answer that it could belong to
         try:
             chunk = msgspec.json.decode(data, type=_AnyChunk)
         except _UNREADABLE:
@@ -537,7 +542,7 @@ class DocumentDecoder:
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
-        content = _without_marker(bytes(self._document))
+        content = _without_marker(bytes(self._document).removeprefix(_BOM))
         start = content[:1024].lstrip(_BEFORE_JSON)
         if start[:1] in (b"{", b"["):
             return [self._whole(content)]

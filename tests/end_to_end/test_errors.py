@@ -105,7 +105,7 @@ OUTCOMES: dict[str, Refused | Interrupted | Complete] = {
     "reset-headers": UPSTREAM_ERROR,
     "stall-midway-0.1+reset-midway": CUT,
     "end-midway": CUT,
-    "no-done": Interrupted(502, "upstream_interrupted", TEXT),
+    "no-done": Complete(),
     "no-finish": Complete(finish_reason=None),
     "filter-midway": Complete(FIRST_FIVE, "content_filter", content_filter=VIOLENCE),
     "error-first": UPSTREAM_ERROR,
@@ -114,7 +114,7 @@ OUTCOMES: dict[str, Refused | Interrupted | Complete] = {
     "garbage-midway": Interrupted(502, "upstream_error"),
     "html": UPSTREAM_ERROR,
     "empty": UPSTREAM_ERROR,
-    "content-type": UPSTREAM_ERROR,
+    "content-type": Complete(),
     # These also precede the finish and [DONE].
     "invalid-utf8": Complete("".join("caf\ufffd \ufffd\ufffd" + token for token in [*TOKENS, "", ""])),
     "lone-surrogate": Complete("".join("\ud83d" + token for token in [*TOKENS, "", ""])),

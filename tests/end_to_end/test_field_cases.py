@@ -145,23 +145,35 @@ FAILURES: Final = [
     ),
     stream("nothing at all", expected=FAILED),
     stream("nothing but comments", b": hello\n\n: hello\n\n", expected=FAILED),
-    stream("nothing but a report on the prompt", sse({"choices": [], "prompt_filter_results": []}) + D, expected=FAILED),
+    stream(
+        "nothing but a report on the prompt", sse({"choices": [], "prompt_filter_results": []}) + D, expected=FAILED
+    ),
     stream("nothing that is understood", sse({"foo": 1}) + D, expected=FAILED),
     stream("an event that is not understood, and no finish", W(WORDS) + sse({"foo": 1}) + D, expected=FAILED_MIDWAY),
     stream("a text that is no JSON, and no finish", W(WORDS) + sse("Bad Gateway") + D, expected=FAILED_MIDWAY),
     stream("a damaged chunk", W(WORDS) + b'data: {"choices":[{"delta":{"con\n\n' + F + D, expected=FAILED_MIDWAY),
     stream("an error behind the finish reason", W(WORDS) + F + error(code=500) + D, expected=FAILED_MIDWAY),
-    stream("an error without a field's name", W(WORDS) + b'{"error":{"code":429}}\n\n', expected=Error(429, BUSY.code, WORDS)),
-    stream("a list of one error", W(WORDS) + sse([{"error": {"code": 500, "message": "?"}}]) + D, expected=FAILED_MIDWAY),
+    stream(
+        "an error without a field's name",
+        W(WORDS) + b'{"error":{"code":429}}\n\n',
+        expected=Error(429, BUSY.code, WORDS),
+    ),
+    stream(
+        "a list of one error", W(WORDS) + sse([{"error": {"code": 500, "message": "?"}}]) + D, expected=FAILED_MIDWAY
+    ),
     stream("an error that is a text", W(WORDS) + sse({"error": "out of memory"}) + D, expected=FAILED_MIDWAY),
     stream("a code and a message", W(WORDS) + sse({"code": 503, "message": "?"}) + D, expected=FAILED_MIDWAY),
-    stream("a status and a message", W(WORDS) + sse({"statusCode": 429, "message": "?"}) + D, expected=Error(429, BUSY.code, WORDS)),
+    stream(
+        "a status and a message",
+        W(WORDS) + sse({"statusCode": 429, "message": "?"}) + D,
+        expected=Error(429, BUSY.code, WORDS),
+    ),
     stream("an error of the type", W(WORDS) + sse({"type": "error", "message": "?"}) + D, expected=FAILED_MIDWAY),
     stream("words, and no end", W(WORDS), expected=CUT),
     stream("a last event that is cut", W(WORDS) + b'data: {"choices":[{"index":0,"del', expected=CUT),
     stream("words, and a reset", W(WORDS), expected=CUT, ending="reset"),
     stream("words, and silence", W(WORDS), expected=Error(504, "upstream_timeout", WORDS), ending="silent"),
-]  # fmt: skip
+]
 
 # ── A complete answer is not reported as cut ─────────────────────────────────────────────────────────────────────────
 
@@ -204,14 +216,20 @@ COMPLETE: Final = [
         source="aaif-goose/goose#11816",
         id="C13",
     ),
-    stream("pings, and no finish reason", sse("ping") + W(WORDS) + sse("ping") + D, expected=Answer(finish_reason=None)),
-    stream("events called ping", sse("{}", "ping") + W(WORDS) + sse({"type": "ping"}) + D, expected=Answer(finish_reason=None)),
+    stream(
+        "pings, and no finish reason", sse("ping") + W(WORDS) + sse("ping") + D, expected=Answer(finish_reason=None)
+    ),
+    stream(
+        "events called ping",
+        sse("{}", "ping") + W(WORDS) + sse({"type": "ping"}) + D,
+        expected=Answer(finish_reason=None),
+    ),
     stream("no finish reason, but the end marker", W(WORDS) + D, expected=Answer(finish_reason=None)),
     stream("an event that is not understood, and a finish", W(WORDS) + sse({"foo": 1}) + F + D, expected=Answer()),
     stream("a chunk with an error that is null", chunk({"content": WORDS}, error=None) + F + D, expected=Answer()),
     stream("a chunk with an empty error", chunk({"content": WORDS}, error={}) + F + D, expected=Answer()),
     stream("a finish reason that is the word null", chunk({"content": WORDS}, "null") + F + D, expected=Answer()),
-]  # fmt: skip
+]
 
 # ── An error keeps its class wherever it appears ─────────────────────────────────────────────────────────────────────
 
@@ -252,14 +270,26 @@ CLASSES: Final = [
     stream("a missing model", error(type="not_found_error"), expected=Error(404, "model_not_found")),
     Case(
         "a model that Ollama does not have",
-        document({"error": {"message": "model 'x' not found", "type": "not_found_error", "param": None, "code": None}}, 404),
+        document(
+            {"error": {"message": "model 'x' not found", "type": "not_found_error", "param": None, "code": None}}, 404
+        ),
         Error(404, "model_not_found"),
         "Ollama",
         "R1",
     ),
     Case(
         "a model that vLLM does not have",
-        document({"error": {"message": "The model `m` does not exist.", "type": "NotFoundError", "param": "model", "code": 404}}, 404),
+        document(
+            {
+                "error": {
+                    "message": "The model `m` does not exist.",
+                    "type": "NotFoundError",
+                    "param": "model",
+                    "code": 404,
+                }
+            },
+            404,
+        ),
         Error(404, "model_not_found"),
         "vllm-project/vllm#58025",
         "R2",
@@ -269,18 +299,42 @@ CLASSES: Final = [
         document({"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}, 404),
         Error(503, "not_configured"),
     ),
-    Case("a list of one error, with a status", document([{"error": {"code": 400, "message": "no such thing", "status": "INVALID_ARGUMENT"}}], 400),
-         Error(400, "invalid_request", message="no such thing"), "Gemini", "R3"),
-    Case("a quota of API Management", document({"statusCode": 403, "message": "Out of call volume quota."}, 403, headers={"Retry-After": "75"}),
-         Error(429, "rate_limited", retry_after=75), "API Management, token limit", "R8"),
+    Case(
+        "a list of one error, with a status",
+        document([{"error": {"code": 400, "message": "no such thing", "status": "INVALID_ARGUMENT"}}], 400),
+        Error(400, "invalid_request", message="no such thing"),
+        "Gemini",
+        "R3",
+    ),
+    Case(
+        "a quota of API Management",
+        document({"statusCode": 403, "message": "Out of call volume quota."}, 403, headers={"Retry-After": "75"}),
+        Error(429, "rate_limited", retry_after=75),
+        "API Management, token limit",
+        "R8",
+    ),
     Case("forbidden", document({"error": {"message": "no"}}, 403), Error(502, "upstream_auth")),
-    Case("a limit that is reset in so many seconds", document({"error": {"message": "busy"}}, 429, headers={"x-ratelimit-reset-tokens": "55"}),
-         Error(429, "rate_limited", retry_after=55), "openai/openai-python#937", "R9"),
-    Case("a limit that is reset in minutes", document({"error": {"message": "busy"}}, 429, headers={"x-ratelimit-reset-requests": "1m3s"}),
-         Error(429, "rate_limited", retry_after=63), "openai/openai-python#937", "R9"),
-    Case("a proxy that takes no such body", Script(b"<html>too large</html>", status=413, content_type="text/html"),
-         Error(413, "body_too_large"), id="R10"),
-]  # fmt: skip
+    Case(
+        "a limit that is reset in so many seconds",
+        document({"error": {"message": "busy"}}, 429, headers={"x-ratelimit-reset-tokens": "55"}),
+        Error(429, "rate_limited", retry_after=55),
+        "openai/openai-python#937",
+        "R9",
+    ),
+    Case(
+        "a limit that is reset in minutes",
+        document({"error": {"message": "busy"}}, 429, headers={"x-ratelimit-reset-requests": "1m3s"}),
+        Error(429, "rate_limited", retry_after=63),
+        "openai/openai-python#937",
+        "R9",
+    ),
+    Case(
+        "a proxy that takes no such body",
+        Script(b"<html>too large</html>", status=413, content_type="text/html"),
+        Error(413, "body_too_large"),
+        id="R10",
+    ),
+]
 
 # ── The reader of words needs words only ─────────────────────────────────────────────────────────────────────────────
 
@@ -306,7 +360,11 @@ MEMBERS: Final = [
         expected=Answer(),
         id="C6",
     ),
-    stream("an index that is a text", sse({"choices": [{"index": "0", "delta": {"content": WORDS}}]}) + F + D, expected=Answer()),
+    stream(
+        "an index that is a text",
+        sse({"choices": [{"index": "0", "delta": {"content": WORDS}}]}) + F + D,
+        expected=Answer(),
+    ),
     stream(
         "content in parts",
         chunk({"content": PARTS}) + chunk({"content": [{"type": "text", "text": WORDS}]}) + F + D,
@@ -314,24 +372,62 @@ MEMBERS: Final = [
         source="vercel/ai#17779",
         id="C1",
     ),
-    stream("members of any type", odd(model=5, created="x", object=[], usage="many", x_groq={"error": None}) + F + D, expected=Answer()),
+    stream(
+        "members of any type",
+        odd(model=5, created="x", object=[], usage="many", x_groq={"error": None}) + F + D,
+        expected=Answer(),
+    ),
     stream("a whole message in an event", sse(WHOLE) + D, expected=Answer(usage=True)),
-]  # fmt: skip
+]
 
 # ── Labels and framing ───────────────────────────────────────────────────────────────────────────────────────────────
 
 GOOD: Final = W(WORDS) + F + D
 LABELS: Final = [
-    stream("a stream without Content-Type", GOOD, expected=Answer(), source="sigoden/aichat#651", id="H1", content_type=None),
-    stream("a stream called JSON", GOOD, expected=Answer(), source="microsoft/foundry-dev-tools#195", id="H2", content_type="application/json"),
+    stream(
+        "a stream without Content-Type",
+        GOOD,
+        expected=Answer(),
+        source="sigoden/aichat#651",
+        id="H1",
+        content_type=None,
+    ),
+    stream(
+        "a stream called JSON",
+        GOOD,
+        expected=Answer(),
+        source="microsoft/foundry-dev-tools#195",
+        id="H2",
+        content_type="application/json",
+    ),
     stream("a stream called binary", GOOD, expected=Answer(), content_type="application/octet-stream"),
     stream("a page of HTML", b"<!doctype html><title>Sign in</title>", expected=FAILED, content_type="text/html"),
     stream("a page of HTML called a stream", b"\n<html><body>no</body></html>", expected=FAILED),
-    Case("a document where a stream was asked", document(WHOLE), Answer(usage=True), "tinyhumansai/tinyagents#56", "H11"),
+    Case(
+        "a document where a stream was asked", document(WHOLE), Answer(usage=True), "tinyhumansai/tinyagents#56", "H11"
+    ),
     Case("such a document called a stream", document(WHOLE, content_type="text/event-stream"), Answer(usage=True)),
-    Case("an error in such a document", document({"id": "gen-1", "error": {"message": "?", "code": 502}}), FAILED, "OpenRouter", "S20"),
-    Case("a rate limit in such a document", document({"id": "gen-1", "error": {"message": "?", "code": 429}}), BUSY, "Aider-AI/aider#3550", "S21"),
-    Case("a text in such a document", document({"error": "Unexpected endpoint or method. (POST /v1)"}), FAILED, "lmstudio-ai/lmstudio-bug-tracker#618", "H15"),
+    Case(
+        "an error in such a document",
+        document({"id": "gen-1", "error": {"message": "?", "code": 502}}),
+        FAILED,
+        "OpenRouter",
+        "S20",
+    ),
+    Case(
+        "a rate limit in such a document",
+        document({"id": "gen-1", "error": {"message": "?", "code": 429}}),
+        BUSY,
+        "Aider-AI/aider#3550",
+        "S21",
+    ),
+    Case(
+        "a text in such a document",
+        document({"error": "Unexpected endpoint or method. (POST /v1)"}),
+        FAILED,
+        "lmstudio-ai/lmstudio-bug-tracker#618",
+        "H15",
+    ),
     Case("a document that is no answer", document({"status": "ok"}), FAILED),
     stream("a document that is cut", json.dumps(WHOLE).encode()[:60], expected=FAILED, content_type="application/json"),
     stream(
@@ -352,7 +448,7 @@ LABELS: Final = [
         ending="repeat",
         pause=0.1,
     ),
-]  # fmt: skip
+]
 
 CASES: Final = {case.name: case for case in (*FAILURES, *COMPLETE, *CLASSES, *MEMBERS, *LABELS)}
 
@@ -362,23 +458,58 @@ DOCUMENTS: Final = {
     case.name: case
     for case in (
         Case("a document", document(WHOLE), Answer(usage=True)),
-        Case("an error in a document", document({"id": "g", "error": {"message": "?", "code": 502}}), FAILED, "open-jarvis/OpenJarvis#970", "S20"),
-        Case("a rate limit in a document", document({"error": {"message": "?", "code": 429}}), BUSY, "Aider-AI/aider#3550", "S21"),
-        Case("a bad request in a document", document({"error": {"message": "no such tool", "code": 400}}), Error(400, "invalid_request", message="no such tool")),
-        Case("a text in a document", document({"error": "Unexpected endpoint"}), FAILED, "lmstudio-ai/lmstudio-bug-tracker#618", "H15"),
+        Case(
+            "an error in a document",
+            document({"id": "g", "error": {"message": "?", "code": 502}}),
+            FAILED,
+            "open-jarvis/OpenJarvis#970",
+            "S20",
+        ),
+        Case(
+            "a rate limit in a document",
+            document({"error": {"message": "?", "code": 429}}),
+            BUSY,
+            "Aider-AI/aider#3550",
+            "S21",
+        ),
+        Case(
+            "a bad request in a document",
+            document({"error": {"message": "no such tool", "code": 400}}),
+            Error(400, "invalid_request", message="no such tool"),
+        ),
+        Case(
+            "a text in a document",
+            document({"error": "Unexpected endpoint"}),
+            FAILED,
+            "lmstudio-ai/lmstudio-bug-tracker#618",
+            "H15",
+        ),
         Case("a document with nothing in it", document({"id": "x", "choices": None}), FAILED),
-        Case("a document that is finished by an error", document({"choices": [{"message": {"content": "x"}, "finish_reason": "error"}]}), FAILED),
-        Case("a document called a stream, with a marker behind it", Script(WHOLE_DOCUMENT + b"\n\ndata: [DONE]\n\n"), Answer(usage=True), id="H12"),
+        Case(
+            "a document that is finished by an error",
+            document({"choices": [{"message": {"content": "x"}, "finish_reason": "error"}]}),
+            FAILED,
+        ),
+        Case(
+            "a document called a stream, with a marker behind it",
+            Script(WHOLE_DOCUMENT + b"\n\ndata: [DONE]\n\n"),
+            Answer(usage=True),
+            id="H12",
+        ),
         Case("a document in an event", Script(sse(WHOLE_DOCUMENT) + D), Answer(usage=True), id="H12"),
         Case("a stream where none was asked", Script(W("Hello ") + W("wor") + F + USAGE + D), Answer(usage=True)),
         Case("such a stream with an error", Script(W("Hello ") + error(code=429) + D), BUSY),
         Case("such a stream that is cut", Script(W("Hello ")), FAILED),
         Case("a document without Content-Type", Script(WHOLE_DOCUMENT, content_type=None), Answer(usage=True)),
         Case("such a document that is cut", Script(WHOLE_DOCUMENT[:50], content_type="application/json"), FAILED),
-        Case("a reset behind a document", Script(WHOLE_DOCUMENT, content_type="application/json", ending="reset"), Answer(usage=True)),
+        Case(
+            "a reset behind a document",
+            Script(WHOLE_DOCUMENT, content_type="application/json", ending="reset"),
+            Answer(usage=True),
+        ),
         Case("HTML in place of a document", Script(b"<html>", content_type="text/html"), FAILED),
     )
-}  # fmt: skip
+}
 
 
 # ── The tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
