@@ -65,6 +65,10 @@ class Reply(ABC):
         error = error_object("server_error", "The server had an error.", kind="server_error")
         return Event("odd", as_json({"error": error}))
 
+    def failed_finish_event(self) -> Event:
+        """The event that ends a choice by an error."""
+        raise NotImplementedError
+
     def whole(self, seconds: float) -> Iterator[Step]:
         """The steps of a healthy response in one document, `seconds` after its request."""
         body = as_json(self.document(), escape=self.escape)

@@ -5,15 +5,24 @@ from local.model_service.faults import byte_changes, error_responses, step_chang
 from local.model_service.faults.error_responses import always, rate_limited, status
 from local.model_service.faults.fault import Fault, Injection
 from local.model_service.faults.step_changes import (
+    BAD_REQUEST,
+    BARE_ERROR,
+    ERROR_OBJECT,
+    FLAT_ERROR,
     HTML_PAGE,
     MALFORMED,
+    NAMED_ERROR,
     PAUSE,
+    TOO_LONG,
+    UNKNOWN_EVENT,
     before,
     before_each_token,
     error_event,
+    failed_choice,
     followed_by,
     midway,
     only,
+    ping_event,
     raw_text_event,
     text_event,
     without,
@@ -67,6 +76,7 @@ FAULTS: dict[str, Fault] = {
         Fault("stall-headers", "silent before the headers for SECONDS", (FOREVER,), steps=before(Headers, PAUSE)),
         Fault("stall-first", "silent before the first token for SECONDS", (FOREVER,), steps=before(Token, PAUSE)),
         Fault("stall-midway", "silent for SECONDS after K tokens", (FOREVER, _K), steps=midway(PAUSE)),
+        Fault("stall-comments", "only comments for SECONDS after K tokens", (FOREVER, _K), steps=step_changes.comments),
         # An early end
         Fault("cut-headers", "closed before the headers", steps=before(Headers, Cut(), end=True), breaks=True),
         Fault("cut-first", "closed before the first token", steps=before(Token, Cut(), end=True), breaks=True),
@@ -93,6 +103,20 @@ FAULTS: dict[str, Fault] = {
             steps=midway(error_event, end=True),
             breaks=True,
         ),
+        Fault("error-event", "an event called error after K tokens", (_K,), steps=midway(NAMED_ERROR), breaks=True),
+        Fault(
+            "error-flat", "error_type and error_message after K tokens", (_K,), steps=midway(FLAT_ERROR), breaks=True
+        ),
+        Fault(
+            "error-object", "an object that is an error after K tokens", (_K,), steps=midway(ERROR_OBJECT), breaks=True
+        ),
+        Fault("error-bare", "an error without `data:` after K tokens", (_K,), steps=midway(BARE_ERROR), breaks=True),
+        Fault("error-choice", "an error in a choice after K tokens", (_K,), steps=midway(failed_choice), breaks=True),
+        Fault("error-finish", "a finish reason that is an error", steps=step_changes.failed_finish, breaks=True),
+        Fault("error-bad-request", "a bad request in the first event", steps=only(BAD_REQUEST, done=True), breaks=True),
+        Fault("error-too-long", "a prompt too long, in the first event", steps=only(TOO_LONG, done=True), breaks=True),
+        Fault("unknown-event", "JSON that is no chunk after K tokens", (_K,), steps=midway(UNKNOWN_EVENT)),
+        Fault("no-answer", "the marker of the end and nothing else", steps=only(done=True), breaks=True),
         Fault("garbage-first", "the first event is not JSON", steps=only(MALFORMED), breaks=True),
         Fault(
             "garbage-midway", "an event that is not JSON after K tokens", (_K,), steps=midway(MALFORMED), breaks=True
@@ -100,6 +124,12 @@ FAULTS: dict[str, Fault] = {
         Fault("html", "200 with a page of HTML", steps=only(HTML_PAGE), content_type="text/html", breaks=True),
         Fault("empty", "200 with an empty body", steps=only(), breaks=True),
         Fault("content-type", "a correct stream called text/plain", content_type="text/plain"),
+        Fault("json-type", "a correct stream called application/json", content_type="application/json"),
+        Fault("document", "a document, whatever was asked for", steps=step_changes.whole_document),
+        Fault("unfinished-end", "[DONE] without a line end", steps=step_changes.unfinished_end),
+        Fault("reset-end", "reset before [DONE]", steps=step_changes.reset_at_end, breaks=True),
+        Fault("late-usage", "the usage behind [DONE]", steps=step_changes.usage_last),
+        Fault("pings", "`data: ping` before each token", steps=before_each_token(ping_event)),
         Fault(
             "invalid-utf8",
             "bytes that are not UTF-8 before each token",
