@@ -25,13 +25,13 @@ from relay.problems import (
     Problem,
 )
 from relay.settings import Identity, Settings
-from relay.streaming.events import Decoder, Done, Failed
+from relay.streaming.events import Failed
 from relay.upstream.answer import Answer
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Adaptation, Backend, BackendPool
 from relay.upstream.refused_additions import UpstreamError, without_blame
 from relay.upstream.request import UpstreamRequest
-from relay.wires.chat_decoders import DocumentDecoder, TextDecoder
+from relay.wires.chat_decoders import TextDecoder
 from relay.wires.stream import StreamRequest
 
 _CACHE_SECONDS: Final = 10.0  # however often it is called, the model service is probed no more often than this
@@ -169,21 +169,14 @@ class Readiness:
 
 async def _refusal_in(answer: Answer) -> Refusal | None:
     """What is wrong with an answer that has begun; None where its first output, or its end, is understood."""
-    decoder: Decoder | None = None
+    decoder = TextDecoder()
     try:
         while True:
             chunk = await answer.read()
-            if decoder is None and (start := chunk.lstrip()):
-                decoder = DocumentDecoder() if start.startswith(b"{") else TextDecoder()
-            events = decoder.feed(chunk) if decoder is not None and chunk else []
-            if not chunk:
-                events = [(decoder or TextDecoder()).end()]
-            for event in events:
+            for event in decoder.feed(chunk) if chunk else decoder.end():
                 if isinstance(event, Failed):
                     problem = UPSTREAM_ERROR if event.problem is UPSTREAM_INTERRUPTED else event.problem
                     return Refusal(problem, event.reason, status=200, error=event.error)
-                if isinstance(event, Done) and event.document is not None and b'"choices"' not in event.document:
-                    return Refusal(UPSTREAM_ERROR, "the model service's answer is not a chat completion", status=200)
                 return None
     except answer.connection_errors as error:
         return Refusal(UPSTREAM_ERROR, f"the model service's answer broke off ({type(error).__name__})", status=200)

@@ -646,7 +646,7 @@ async def test_every_fault_in_the_table(
     else:
         assert record.ended == ("fault" if fault.breaks else "complete")
         assert broken == fault.name.startswith(("cut", "reset", "brotli"))
-        assert fault.breaks or b"[DONE]" in arrived
+        assert fault.breaks or b"[DONE]" in arrived or fault.name == "document"
 
 
 def test_the_names_of_faults() -> None:

@@ -115,3 +115,7 @@ class Reply(ABC):
 
     def leave_out(self, *kinds: EventKind) -> None:  # noqa: B027
         """Leave out of other events what the events of these kinds carry on other wires."""
+
+    def failed_finish_event(self) -> Event:
+        """The event that ends a choice by an error."""
+        raise NotImplementedError

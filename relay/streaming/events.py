@@ -57,46 +57,59 @@ class Failed:
 Event = Text | Done | Failed
 
 
-class Decoder(Protocol):
-    """Reads the bytes of one answer. After the one `Done` or `Failed` it yields nothing more.
+class AnswerTooLongError(Exception):
+    """An answer that is sent as a whole has grown beyond what is collected for it; the text is for the caller."""
 
-    `media_type` is what the answer must be. `deltas` counts the deltas that carried output: the record estimates the
-    output tokens by it when no usage was received.
+
+class Decoder(Protocol):
+    """Reads the bytes of one answer. After the one `Done` or `Failed` it yields nothing more but a usage that follows a
+    `Done` without one; it is in `usage` then, too.
+
+    `deltas` counts the deltas that carried output: the record estimates the output tokens by it when no usage was
+    received. `progress` changes with each part of the answer that arrives, and not with what only keeps the connection
+    open.
     """
 
-    media_type: str
     id: str | None
     model: str | None
     finish_reason: str | None
     usage: Usage | None
     deltas: int
+    progress: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is complete, whatever follows."""
+        ...
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that these bytes complete; text that arrived together is one event."""
         ...
 
-    def end(self) -> Done | Failed:
-        """The terminal event, given that the body ended here."""
+    def end(self) -> list[Event]:
+        """The last events, given that the body ended here; the last one is the terminal one."""
         ...
 
-    def cut(self, reason: str) -> Failed:
-        """The terminal event, given that the connection broke here."""
+    def cut(self, reason: str) -> list[Event]:
+        """The same, given that nothing more can be read, for this reason."""
         ...
 
 
 class Encoder(Protocol):
     """Writes the events of one stream in the format that its caller asked for.
 
-    `whole`: nothing goes out before the end, so that a failure keeps its HTTP status. `ping`: the bytes that fill a
-    silence; empty where the format has no place for them.
+    `whole`: nothing goes out before the end, so that a failure keeps its HTTP status. `breaks_off`: the transfer is
+    broken off behind the end of a failed answer, for clients that would otherwise take it for a complete one. `ping`:
+    the bytes that fill a silence; empty where the format has no place for them.
     """
 
     media_type: str
     whole: bool
+    breaks_off: bool
     ping: bytes
 
     def text(self, text: Text) -> bytes:
-        """A part of the answer."""
+        """A part of the answer; raises `AnswerTooLongError`."""
         ...
 
     def done(self, done: Done) -> bytes:

@@ -6,6 +6,8 @@ and nothing else. A watchdog pings in a silence, and ends a stream that is silen
 """
 
 import asyncio
+import re
+from dataclasses import replace
 from typing import Final, Literal, Protocol
 
 from starlette.responses import Response
@@ -21,7 +23,7 @@ from relay.problems import (
     Problem,
 )
 from relay.settings import Settings
-from relay.streaming.events import Decoder, Done, Encoder, Failed, Text
+from relay.streaming.events import AnswerTooLongError, Decoder, Done, Encoder, Event, Failed, Text
 from relay.streaming.watchdog import Watchdog
 from relay.telemetry import Record, error_location, report
 from relay.upstream.answer import Answer
@@ -36,7 +38,15 @@ _TERMINAL_EVENT_TIMEOUT: Final = 10.0  # seconds that a caller who does not read
 # caller's connection, and a reset drops all that has not reached the caller.
 _BREAK_DELAY: Final = 2.0
 
+# Seconds for which the usage is waited for behind the end of an answer that has none.
+_LATE_USAGE_TIMEOUT: Final = 0.5
+# Seconds of silence behind a finish reason after which an answer ends that its model service does not end.
+_SILENCE_AFTER_FINISH: Final = 5.0
+
 _Termination = Literal["disconnect", "deadline", "silence"]
+
+
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}", re.IGNORECASE)
 
 
 class Caller(Protocol):
@@ -125,7 +135,13 @@ class Stream:
         # Without a ping there is no byte that a commit could send, and until the first one the host holds the headers
         # back: such a format waits for its first output, and a failure before that keeps its HTTP status.
         timeout = self._settings.commit_wait if self._encoder.ping else None
-        await asyncio.wait((self._committed,), timeout=timeout)
+        try:
+            await asyncio.wait((self._committed, self._task), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._task.cancel()  # the function was cancelled: no one will send what the stream has
+            raise
+        if self._task.done() and not self._committed.done():
+            self._end_without_caller()  # it was cancelled before it began
         self._record.time_to_commit = self._watchdog.elapsed
         in_time = self._committed.done()
         if not in_time:
@@ -164,11 +180,15 @@ class Stream:
         try:
             terminal = await self._relay_answer()
         except asyncio.CancelledError:
-            if self._termination is None:
-                self._clean_up()
+            if self._termination is None and self._task.cancelling():
+                self._end_without_caller()
                 raise
-            self._task.uncancel()
-            terminal = self._terminal_event(self._termination)
+            if self._termination is None:
+                # What the stream waited for was cancelled, and not the stream.
+                terminal = Failed(INTERNAL_ERROR, "something that the stream waited for was cancelled")
+            else:
+                self._task.uncancel()
+                terminal = self._terminal_event(self._termination)
         except Exception as error:  # noqa: BLE001 (a fault of this app's: the caller must learn of the end all the same)
             terminal = Failed(INTERNAL_ERROR, error_location(error))
         self._terminal_decided = True
@@ -222,6 +242,7 @@ class Stream:
 
     async def _open(self, backend: Backend) -> Answer | Refusal:
         self._watchdog.awaiting_upstream = True
+        self._watchdog.last_received = self._loop.time()  # a backend has its own time to begin, however the last ended
         timeout = self._settings.failover_after if self._failover.has_more() else None
         try:
             async with asyncio.timeout(timeout) as limit:
@@ -245,8 +266,17 @@ class Stream:
     async def _read(self, answer: Answer) -> Done | Failed:
         """Read one answer up to its terminal event."""
         decoder = self._decoder = self._new_decoder()
-        if answer.media_type != decoder.media_type:
-            return Failed(UPSTREAM_ERROR, f"the model service's answer is not {decoder.media_type}")
+        try:
+            terminal = await self._read_to_end(answer, decoder)
+        except AnswerTooLongError as error:
+            terminal = Failed(UPSTREAM_ERROR.with_detail(str(error)), "the answer is too long for one document")
+        if isinstance(terminal, Failed):
+            return self._explained(terminal, answer)
+        if terminal.usage is None and terminal.document is None:
+            return await self._with_late_usage(terminal, answer, decoder)
+        return terminal
+
+    async def _read_to_end(self, answer: Answer, decoder: Decoder) -> Done | Failed:
         read, feed, encode, watchdog = answer.read, decoder.feed, self._encoder.text, self._watchdog
         while True:
             broken: str | None = None  # not the error itself, whose traceback would keep this frame in a cycle
@@ -257,20 +287,61 @@ class Stream:
                 chunk, broken = answer.read_remaining(), type(error).__name__
             finally:
                 watchdog.awaiting_upstream = False
-            watchdog.last_received = self._loop.time()
+            progress = decoder.progress
             if chunk:
                 for event in feed(chunk):
                     if not isinstance(event, Text):
                         return event
                     self._pending += encode(event)
                     self._note_output()
+            if decoder.progress != progress and not self._pending:
+                watchdog.last_received = self._loop.time()
             if broken is not None:
-                return decoder.cut(f"the model service's answer broke off ({broken})")
+                return self._take(decoder.cut(f"the model service's answer broke off ({broken})"))
             if not chunk:
-                return decoder.end()
+                return self._take(decoder.end())
             if self._pending:
                 content, self._pending = self._pending, b""
                 await self._write(content)
+            if decoder.complete:
+                watchdog.lower_silence_timeout(_SILENCE_AFTER_FINISH)
+
+    def _take(self, events: list[Event]) -> Done | Failed:
+        """Encode the last events of an answer; returns the terminal one."""
+        for event in events:
+            if not isinstance(event, Text):
+                return event
+            self._pending += self._encoder.text(event)
+            self._note_output()
+        raise AssertionError("the last event is the terminal one")
+
+    async def _with_late_usage(self, done: Done, answer: Answer, decoder: Decoder) -> Done:
+        """The same end with the usage, where a model service sends that behind it, and within a moment.
+
+        The text is not held back for it.
+        """
+        if self._pending:
+            content, self._pending = self._pending, b""
+            await self._write(content)
+        endings: tuple[type[Exception], ...] = (TimeoutError, *answer.connection_errors)
+        try:
+            async with asyncio.timeout(_LATE_USAGE_TIMEOUT):
+                while decoder.usage is None and (chunk := await answer.read()):
+                    self._pending += b"".join(
+                        [self._encoder.text(event) for event in decoder.feed(chunk) if isinstance(event, Text)]
+                    )
+        except endings:
+            pass
+        return done if decoder.usage is None else replace(done, usage=decoder.usage)
+
+    def _explained(self, failed: Failed, answer: Answer) -> Failed:
+        """The same failure, fit for the caller, and with what the log should have of an answer that is none."""
+        if failed.problem.upstream_error is not None:
+            failed = replace(failed, problem=answer.redact(failed.problem))
+        if self._output_begun or failed.error is not None:
+            return failed
+        media_type = answer.media_type if _MEDIA_TYPE.fullmatch(answer.media_type) else "unknown"
+        return replace(failed, reason=f"{failed.reason}; its media type is {media_type}")
 
     def _problem_before_output(self, failed: Failed) -> Problem:
         """An answer that was cut before any output is no answer: before the commit, a failure like any other."""
@@ -282,9 +353,14 @@ class Stream:
         """Whether a failure now becomes the HTTP status: nothing was sent, and no text waits to be sent before it."""
         return not self._committed.done() and (self._encoder.whole or not self._pending)
 
-    def _terminal_event(self, termination: _Termination) -> Failed | None:
-        """The terminal event of a stream that was terminated; None when there is no one to send it to."""
+    def _terminal_event(self, termination: _Termination) -> Done | Failed | None:
+        """The terminal event of a stream that was terminated; None when there is no one to send it to.
+
+        An answer that is complete, and whose model service only did not end it, is complete all the same.
+        """
         usage = self._decoder.usage
+        if termination != "disconnect" and self._decoder.complete:
+            return self._take(self._decoder.cut(""))
         match termination:
             case "disconnect":
                 return None
@@ -318,7 +394,8 @@ class Stream:
             if content:
                 await self._write(content)
             return  # without the end of the body: the connection breaks off
-        await self._write(content + last, last=True)
+        failed = isinstance(terminal, Failed)
+        await self._write(content + last, last=not (failed and self._encoder.breaks_off))
 
     def _record_outcome(self, terminal: Done | Failed | None) -> None:
         record, decoder = self._record, self._decoder
@@ -337,6 +414,18 @@ class Stream:
         else:
             record.outcome = "cancelled"
             record.status = 200 if self._sender.done() else CLIENT_CLOSED_REQUEST
+
+    def _end_without_caller(self) -> None:
+        """End a stream whose task was cancelled from outside: the web server is shutting down."""
+        self._terminal_decided = True
+        reason = "the stream was cancelled: the app is shutting down"
+        self._record_outcome(None)
+        self._record.reason = reason
+        self._record.duration = self._watchdog.elapsed
+        if not self._committed.done():
+            self._committed.set_result(Failed(INTERNAL_ERROR, reason))
+        self._clean_up()
+        report(self._record)
 
     async def _return_connection(self) -> None:
         """Read the end of the body, if it has not come with the last event, so that the connection can be reused."""
@@ -389,14 +478,14 @@ class Stream:
         self._ping_task = self._loop.create_task(self._write_ping())
 
     def _note_output(self) -> None:
-        now = self._watchdog.last_received
+        now = self._loop.time()
         if not self._output_begun:
             self._output_begun = True
             self._record.time_to_first_token = now - self._watchdog.started
             self._failover.record_answer()
         elif now - self._last_output > self._record.largest_gap:
             self._record.largest_gap = now - self._last_output
-        self._last_output = now
+        self._last_output = self._watchdog.last_received = now
 
     # Termination from outside
 

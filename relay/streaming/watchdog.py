@@ -19,8 +19,8 @@ class Watchdog:
 
     `on_deadline` and `on_silence` are called at most once, together; `on_ping` whenever a ping is due. `ping_interval`
     is None for a format without pings. The stream keeps up to date: `last_received` (when the model service last sent
-    something, or could have), `last_written` (when the caller was last sent something) and `awaiting_upstream` (nothing
-    is being written, since the stream waits for the model service).
+    a part of the answer, or could have), `last_written` (when the caller was last sent something) and
+    `awaiting_upstream` (nothing is being written, since the stream waits for the model service).
     """
 
     def __init__(
@@ -58,6 +58,13 @@ class Watchdog:
         self.last_written = self._loop.time()
         self._timer.cancel()
         self._timer = self._loop.call_at(self._next_check(), self._check)
+
+    def lower_silence_timeout(self, seconds: float) -> None:
+        """Let the silence timeout be at most so long from now on."""
+        if seconds < self._silence_timeout:
+            self._silence_timeout = seconds
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._next_check(), self._check)
 
     def stop(self) -> None:
         """Call nothing any more, and drop the callbacks: a reference cycle would keep the stream in memory."""

@@ -5,6 +5,8 @@ Apart from `relay.upstream.client`, so that importing it does not import the HTT
 
 from typing import Protocol
 
+from relay.problems import Problem
+
 
 class Answer(Protocol):
     """An answer that has begun. Its owner must `end` or `close` it."""
@@ -27,7 +29,11 @@ class Answer(Protocol):
 
     @property
     def media_type(self) -> str:
-        """The answer's media type, without parameters."""
+        """The answer's media type, without parameters; what was sent is told by its bytes."""
+        ...
+
+    def redact(self, problem: Problem) -> Problem:
+        """The same problem, without the model service's address and credential in the words of an upstream error."""
         ...
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """The client of one model service: the openai client for address, credential and errors, and the answer's raw bytes."""
 
 import json
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -19,6 +18,7 @@ from relay.upstream.content_coding import UnreadableCodingError
 from relay.upstream.credential import SignInError
 from relay.upstream.environment import proxy_for, remove_client_settings, without_credentials
 from relay.upstream.failures import Refusal, classify
+from relay.upstream.redaction import Redactor
 from relay.upstream.request import UpstreamRequest
 from relay.upstream.transport import (
     AIOHTTP_RESPONSE,
@@ -50,11 +50,12 @@ class ModelServiceClient:
         key_header: str | None = None,
     ) -> None:
         host = urlsplit(endpoint).hostname or ""
-        secrets = [urlsplit(endpoint).netloc, host, credential if isinstance(credential, str) else ""]
+        secrets = [urlsplit(endpoint).netloc, host]
+        if isinstance(credential, str) and credential != NO_KEY:
+            secrets.append(credential)
         if host.endswith(AZURE_HOSTS):
             secrets.append(host.split(".")[0])
-        patterns = [rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in secrets if secret]
-        self._secrets = re.compile("|".join([*patterns, _JWT]), re.IGNORECASE)
+        self._redact = Redactor(secrets)
         self._sends_key = isinstance(credential, str) and credential != NO_KEY
         self._key_header = key_header
         self._key_headers: dict[str, Any] = {}
@@ -120,7 +121,8 @@ class ModelServiceClient:
         refusal = classify(body, status=response.status_code, headers=response.headers, fields=request.fields)
         if response.status_code in _REDIRECTS:
             refusal = _redirect(refusal)
-        return self._without_secrets(self._with_credential_named(refusal))
+        refusal = self._with_credential_named(refusal)
+        return replace(refusal, problem=self._redact(refusal.problem))
 
     async def _send(self, request: UpstreamRequest, content: bytes, request_id: str) -> StreamedAnswer:
         # `stream` leaves the body unread; with this `cast_to` the client returns the response itself, which its types
@@ -140,7 +142,7 @@ class ModelServiceClient:
             stream=True,
             stream_cls=openai.AsyncStream[Any],
         )
-        return StreamedAnswer(response.extensions[AIOHTTP_RESPONSE])
+        return StreamedAnswer(response.extensions[AIOHTTP_RESPONSE], self._redact)
 
     def _with_credential_named(self, refusal: Refusal) -> Refusal:
         """A refused credential, with the header that it was sent in: some gateways look for it in another one."""
@@ -154,18 +156,6 @@ class ModelServiceClient:
             ),
             reason=f"{refusal.reason}; the key was sent in the header {header}",
         )
-
-    def _without_secrets(self, refusal: Refusal) -> Refusal:
-        """The same refusal, with this service's address and the app's credential removed from the upstream error."""
-        error = refusal.problem.upstream_error
-        if error is None:
-            return refusal
-        kept = {name: text for name in ("type", "param", "code") if _WORD.fullmatch(text := str(error.get(name)))}
-        message = error.get("message")
-        if isinstance(message, str):
-            kept["message"] = message.encode(errors="replace").decode()  # half a surrogate pair can't be passed on
-        clean = {name: self._secrets.sub("[…]", text) for name, text in kept.items() if text != "None"}
-        return replace(refusal, problem=refusal.problem.with_upstream_error(clean))
 
 
 def error_object(text: str) -> object:
@@ -190,6 +180,3 @@ _CODING_REMEDY: Final = (
     "The model service, or a gateway before it, compresses its answers in a way that this app can't read, though the "
     "app asks for none: turn compression off there for requests with Accept-Encoding: identity."
 )
-# A JSON Web Token, in case a service repeats the one it was sent.
-_JWT: Final = r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
-_WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")

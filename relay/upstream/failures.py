@@ -1,14 +1,20 @@
-"""What a failure of the model service means: one table for HTTP errors, error events and error documents alike."""
+"""What a failure of the model service means: one table for HTTP errors, error events and error documents alike.
+
+`find_error` finds the error in whatever shape a server gives it, `classify` says what it means for the caller. The
+shapes and names are those of OpenAI, Azure and its API Management, vLLM, SGLang, llama.cpp, Ollama, LM Studio, LiteLLM,
+OpenRouter, Gemini, Anthropic and DashScope, as their users reported them in public.
+"""
 
 import email.utils
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relay.problems import (
+    BODY_TOO_LARGE,
     CONTENT_FILTER,
     CONTEXT_LENGTH_EXCEEDED,
     INVALID_REQUEST,
@@ -65,37 +71,181 @@ _ADDRESS_WRONG: Final = NOT_CONFIGURED.with_detail(
     "There is no such API at the model service's address in the app's settings."
 )
 
-# The table. The first row that matches decides: by the error's `code` or `type`, in lower case, where `names` has it,
-# and by the HTTP status where `statuses` has it; an empty set matches all.
-_ANY: Final[frozenset[Any]] = frozenset()
-_MISSING_NAMES: Final = frozenset({"deploymentnotfound", "model_not_found", "not_found"})
-_BAD_REQUEST: Final = frozenset({400, 413, 422})
+# ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# By name: an error's `code` or `type`, in lower case and without punctuation. A name that ends in * is a beginning.
+_BY_NAME: Final[dict[str, Problem]] = {
+    name: problem
+    for problem, names in (
+        (CONTENT_FILTER, "contentfilter* responsibleaipolicyviolation contentpolicyviolation* datainspectionfailed"),
+        (
+            CONTEXT_LENGTH_EXCEEDED,
+            "contextlengthexceeded* contextwindowexceeded* exceedcontextsize* tokenslimitreached modelcontextwindow*",
+        ),
+        (BODY_TOO_LARGE, "requesttoolarge requestentitytoolarge payloadtoolarge"),
+        (
+            RATE_LIMITED,
+            "ratelimit* toomanyrequests* insufficientquota quotaexceeded exceededcurrentquota* resourceexhausted "
+            "throttl* limitrequests",
+        ),
+        (
+            UPSTREAM_AUTH,
+            "authentication* invalidauthentication* invalidapikey incorrectapikey unauthorized unauthenticated "
+            "permission* accessdenied forbidden",
+        ),
+        (_DEPLOYMENT_MISSING, "modelnotfound* deploymentnotfound unknownmodel invalidmodel* modelnotexist*"),
+        (UPSTREAM_TIMEOUT, "timeout* gatewaytimeout requesttimeout apitimeout* deadlineexceeded"),
+    )
+    for name in names.split()
+}
+# Names that say no more than the HTTP status does: they decide where that is missing, or blames the server.
+_BAD_REQUEST_NAMES: Final = ("badrequest*", "invalid*", "unsupported*", "missingrequired*", "validation*", "unproc*")
+_NOT_FOUND_NAMES: Final = ("notfound*",)
 
-def _names(*names: str) -> frozenset[str]:
-    return frozenset(names)
+# By status: the error's own numeric `code`, else the HTTP status.
+_BY_STATUS: Final[dict[int, Problem]] = {
+    400: INVALID_REQUEST,
+    422: INVALID_REQUEST,
+    413: BODY_TOO_LARGE,
+    401: UPSTREAM_AUTH,
+    403: UPSTREAM_AUTH,
+    404: _ADDRESS_WRONG,
+    408: UPSTREAM_TIMEOUT,
+    504: UPSTREAM_TIMEOUT,
+    524: UPSTREAM_TIMEOUT,
+    429: RATE_LIMITED,
+}
+# What a name may make of a status that is the error's own code: nothing of another kind.
+_NARROWER: Final[dict[int, tuple[Problem, ...]]] = {
+    400: (CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED, BODY_TOO_LARGE, _DEPLOYMENT_MISSING),
+    413: (CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED),
+    422: (CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED),
+    404: (_DEPLOYMENT_MISSING,),
+}
 
-
-def _statuses(*statuses: int | None) -> frozenset[int | None]:
-    return frozenset(statuses)
-
-
-_TABLE: Final[tuple[tuple[frozenset[str], frozenset[int | None], Problem], ...]] = (
-    (_names("content_filter"), _statuses(None, *_BAD_REQUEST), CONTENT_FILTER),
-    (_names("context_length_exceeded"), _statuses(None, *_BAD_REQUEST), CONTEXT_LENGTH_EXCEEDED),
-    (_ANY, _statuses(*_BAD_REQUEST), INVALID_REQUEST),
-    (_ANY, _statuses(401, 403), UPSTREAM_AUTH),
-    (_MISSING_NAMES, _statuses(404), _DEPLOYMENT_MISSING),
-    (_ANY, _statuses(404), _ADDRESS_WRONG),
-    (_ANY, _statuses(408, 504), UPSTREAM_TIMEOUT),
-    (_ANY, _statuses(429), RATE_LIMITED),
-    (
-        _names("429", "rate_limit_exceeded", "too_many_requests", "insufficient_quota"),
-        _statuses(None),
-        RATE_LIMITED,
-    ),
-    (_ANY, _ANY, UPSTREAM_ERROR),
+# By message, where nothing else tells a prompt that is too long from another bad request: parts of it in lower case.
+_TOO_LONG: Final = (
+    "maximum context length",
+    "context length of only",
+    "model's context length",
+    "exceeds the context",
+    "exceeds the available context size",
+    "exceeds the maximum context",
+    "exceed context",
+    "context_length_exceeded",
+    "context window",
+    "prompt is too long",
+    "input is too long",
+    "prompt too long",
+    "input token count",
+    "maximum number of tokens allowed",
+    "too large for model with",
+    "range of input length should be",
+    "reduce the length of the messages",
+    "`inputs` tokens + `max_new_tokens` must be",
 )
+
+# ── Finding the error ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_STATUS_NAMES: Final = ("code", "status", "status_code", "statusCode", "http_status", "http_code")
+_MEMBERS: Final = frozenset((*_STATUS_NAMES, "type", "message", "param"))
+_FLAT_NAMES: Final = {"type": "error_type", "message": "error_message", "code": "error_code"}
+
+# Parts of the finish reasons of answers that were not finished, as servers name them: `error` (OpenRouter, Mistral,
+# vLLM), `abort` (vLLM, SGLang), `insufficient_system_resource` (DeepSeek), `network_error` (Zhipu),
+# `MALFORMED_FUNCTION_CALL` (Gemini), `USER_CANCEL` (Cohere).
+_FAILED_FINISH: Final = (
+    "error",
+    "fail",
+    "abort",
+    "cancel",
+    "interrupt",
+    "exception",
+    "malformed",
+    "timeout",
+    "insufficient_system_resource",
+)
+
+
+def is_failed_finish(reason: str) -> bool:
+    """Whether a finish reason means that the answer was not finished."""
+    lowered = reason[:_MAX_WORD].lower()
+    return any(part in lowered for part in _FAILED_FINISH)
+
+
+def find_error(document: object) -> dict[str, Any] | None:
+    """The error in a parsed event or document, as an object; None where there is none.
+
+    It may be the member `error` (an object, a text, a list of one), an error in a choice or a finish reason that means
+    one, the whole document (`"object": "error"`, `"type": "error"`, members such as `error_message`, or `message` with
+    no choices beside it), or the one element of a list.
+    """
+    if isinstance(document, list):
+        return next((error for it in document[:1] if (error := find_error(it)) is not None), None)
+    if not isinstance(document, dict):
+        return None
+    choices = document.get("choices")
+    choices = choices if isinstance(choices, list) else []
+    error = document.get("error")
+    if error or (error is not None and not choices):
+        return _error_object(error, document)
+    if document.get("object") == "error" or document.get("type") == "error":
+        return document
+    flat = {name: document[given] for name, given in _FLAT_NAMES.items() if document.get(given)}
+    if flat:
+        return flat
+    if choices:
+        return next((error for choice in choices if (error := _error_in_choice(choice)) is not None), None)
+    return _error_without_choices(document)
+
+
+def _error_object(error: object, document: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    if isinstance(error, list):
+        error = error[0] if error else None
+    if isinstance(error, dict) and error:
+        inner = error.get("error")
+        if inner and "message" not in error and depth < _MAX_DEPTH:
+            return _error_object(inner, error, depth + 1)
+        return error
+    beside = {name: value for name, value in document.items() if name in _MEMBERS}
+    return beside | ({"message": error} if isinstance(error, str) and error else {})
+
+
+def _error_in_choice(choice: object) -> dict[str, Any] | None:
+    if not isinstance(choice, dict):
+        return None
+    delta = choice.get("delta") or choice.get("message")
+    for members in (choice, delta):
+        if isinstance(members, dict) and (error := members.get("error")):
+            return _error_object(error, {})
+    reason = choice.get("finish_reason")
+    return {"code": reason} if isinstance(reason, str) and is_failed_finish(reason) else None
+
+
+def _error_without_choices(document: dict[str, Any]) -> dict[str, Any] | None:
+    errors = document.get("errors")
+    if isinstance(errors, list) and errors:
+        return _error_object(errors, document)
+    message = document.get("message")
+    if isinstance(message, str) and message:
+        code = document.get("code")
+        return None if isinstance(code, int) and not _is_error_status(code) else document
+    detail = document.get("detail")  # FastAPI's errors: a text, or a list of what is wrong with fields
+    if isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        detail = detail[0].get("msg")
+    return {"message": detail} if isinstance(detail, str) and detail else None
+
+
+def _is_error_status(number: int) -> bool:
+    return 400 <= number <= 599
+
+
+_MAX_DEPTH: Final = 3  # of error objects in error objects
+_MAX_WORD: Final = 100  # characters read of a code or type
+_MAX_MESSAGE: Final = 4000  # characters read and passed on of a message
+
+
+# ── Classifying it ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def classify(
@@ -105,31 +255,33 @@ def classify(
     headers: Mapping[str, str] | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> Refusal:
-    """What an error object of the model service means for the caller.
+    """What an error of the model service means for the caller.
 
-    `status` is the HTTP status that it came with; None for an error object in a stream. `headers` are searched for the
-    time after which to try again. `fields` maps the upstream's parameters to the caller's fields (see
-    `relay.upstream.request`).
+    `error` is an error object, or anything that `find_error` finds one in. `status` is the HTTP status that it came
+    with; None for an error in an answer that had begun. Its own numeric code counts as a status, before that; otherwise
+    its code decides, then its type, then the HTTP status. `headers` are searched for the time after which to try again.
+    `fields` maps the upstream's parameters to the caller's fields (see `relay.upstream.request`).
     """
-    members = error if isinstance(error, dict) else {}
-    code = str(members.get("code") or "none")
-    names = {code.lower(), str(members.get("type")).lower()}
-    problem = next(
-        problem
-        for known_names, statuses, problem in _TABLE
-        if (not known_names or known_names & names) and (not statuses or status in statuses)
-    )
-    if status == 404 and "model" in str(members.get("type")):
-        problem = _DEPLOYMENT_MISSING
+    members = _members(error)
+    names = [name for name in _names(members) if not name.isdecimal()]
+    headers = headers or {}
+    problem = _by_name(names, _stated_status(members, "code")) or _by_status(members, names, status)
+    retry_after = _retry_after(headers)
+    if problem is UPSTREAM_AUTH and status == 403 and retry_after is not None:
+        problem = RATE_LIMITED  # the token limit of API Management answers 403 when a quota is used up
+    if retry_after is None and problem is RATE_LIMITED:
+        retry_after = _limit_reset(headers)
+    code = printable_code(_word(members.get("code")) or _word(members.get("type")) or "none")
     if status is None:
-        reason = f"the model service sent an error in the stream, code {printable_code(str(_name(members)))}"
+        reason = f"the model service sent an error in its answer, code {code}"
     else:
-        reason = f"the model service answered {status}, code {printable_code(code)}"
-    retry_after = _retry_after(headers or {})
+        reason = f"the model service answered {status}, code {code}"
     if problem is CONTENT_FILTER:
         problem = problem.with_content_filter(filtered_categories(_filter_results(members)))
     elif problem is INVALID_REQUEST:
         problem = _bad_request(members, fields or {})
+    elif problem is CONTEXT_LENGTH_EXCEEDED or problem is BODY_TOO_LARGE:
+        problem = problem.with_upstream_error({**_shown(members), "code": problem.code})
     if not retryable(problem) or problem.code == UPSTREAM_AUTH.code:
         return Refusal(problem, reason, status=status, error=error)
     if retry_after is not None and problem.code in (RATE_LIMITED.code, UPSTREAM_ERROR.code):
@@ -137,13 +289,97 @@ def classify(
     return Refusal(problem, reason, retry_after, status, error)
 
 
-def _name(error: dict[str, Any]) -> object:
-    return error.get("code") or error.get("type") or "none"
+def _members(error: object) -> dict[str, Any]:
+    found = find_error(error)
+    if found is not None:
+        return found
+    if isinstance(error, str) and not error.lstrip().startswith("<"):
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
+
+
+def _stated_status(members: dict[str, Any], *names: str) -> int | None:
+    """The status that the error object itself states."""
+    for name in names:
+        value = members.get(name)
+        if isinstance(value, str) and _THREE_DIGITS.fullmatch(value):
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and _is_error_status(value):
+            return value
+    return None
+
+
+def _names(members: dict[str, Any]) -> list[str]:
+    """The error's code and type, and what else names its kind, most significant first; without punctuation."""
+    inner = members.get("innererror")
+    values = [members.get("code"), members.get("type"), members.get("status")]
+    values.append(inner.get("code") if isinstance(inner, dict) else None)
+    return ["".join(filter(str.isalnum, word)).lower() for value in values if (word := _word(value))]
+
+
+def _is_among(name: str, patterns: Iterable[str]) -> bool:
+    return any(name.startswith(it[:-1]) if it.endswith("*") else name == it for it in patterns)
+
+
+def _by_name(names: list[str], code: int | None) -> Problem | None:
+    for name in names:
+        for pattern, problem in _BY_NAME.items():
+            if _is_among(name, (pattern,)) and (code is None or problem in _NARROWER.get(code, ())):
+                return problem
+    return None
+
+
+def _by_status(members: dict[str, Any], names: list[str], http_status: int | None) -> Problem:
+    stated = _stated_status(members, *_STATUS_NAMES)
+    status = http_status if stated is None else stated
+    if stated is None and (http_status is None or not 400 <= http_status < 500):
+        # The names of these kinds are often beside a status that is another, such as 401, which then tells more.
+        if any(_is_among(name, _BAD_REQUEST_NAMES) for name in names):
+            status = 400
+        elif any(_is_among(name, _NOT_FOUND_NAMES) for name in names):
+            status = 404
+    problem = UPSTREAM_ERROR if status is None else _BY_STATUS.get(status, UPSTREAM_ERROR)
+    if problem is _ADDRESS_WRONG and (http_status != 404 or _names_a_model(members, names)):
+        return _DEPLOYMENT_MISSING  # an address that answers with another status has the API
+    if status in (None, 400, 413, 422) and _says_too_long(members):
+        return CONTEXT_LENGTH_EXCEEDED
+    return problem
+
+
+def _names_a_model(members: dict[str, Any], names: list[str]) -> bool:
+    texts = [*names, _word(members.get("param")), _text(members.get("message"))]
+    return any(_MODEL.search(text) for text in texts)
+
+
+def _says_too_long(members: dict[str, Any]) -> bool:
+    message = _text(members.get("message")).lower()
+    return any(part in message for part in _TOO_LONG)
+
+
+def _word(value: object) -> str:
+    """A code or type as text; empty where it is none."""
+    if isinstance(value, str):
+        return value[:_MAX_WORD]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9 else ""
+
+
+def _text(value: object) -> str:
+    return value[:_MAX_MESSAGE] if isinstance(value, str) else ""
+
+
+def _shown(members: dict[str, Any]) -> dict[str, Any]:
+    """What callers of the OpenAI API may see of the error, before secrets are removed (`relay.upstream.redaction`)."""
+    shown = {name: word for name in ("type", "param", "code") if (word := _word(members.get(name)))}
+    if shown.get("code", "").isdecimal():
+        del shown["code"]  # a status, which the response has
+    if message := _text(members.get("message")):
+        shown["message"] = message
+    return shown
 
 
 def _bad_request(error: dict[str, Any], fields: Mapping[str, str]) -> Problem:
-    problem = INVALID_REQUEST.with_detail("The model refused the request.").with_upstream_error(error)
-    field = fields.get(str(error.get("param")))
+    problem = INVALID_REQUEST.with_detail("The model refused the request.").with_upstream_error(_shown(error))
+    field = fields.get(_word(error.get("param")))
     if field is None:
         return problem
     return problem.with_errors(FieldError(field, "is not accepted by this model; leave it out or change it"))
@@ -161,6 +397,8 @@ def filtered_categories(results: dict[str, Any]) -> dict[str, Any]:
         if isinstance(detected := result.get("detected"), bool):
             kept["detected"] = detected
         categories[category] = kept
+        if len(categories) == _MAX_CATEGORIES:
+            break
     return categories
 
 
@@ -177,7 +415,13 @@ def printable_code(code: str) -> str:
 
 
 _CATEGORY: Final = re.compile(r"[a-z][a-z0-9_]{0,49}")
+_MAX_CATEGORIES: Final = 50
 _CODE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_THREE_DIGITS: Final = re.compile(r"[0-9]{3}")
+_MODEL: Final = re.compile(r"\b(?:model|deployment)s?\b|^(?:model|deployment)", re.IGNORECASE)
+
+
+# ── When to try again ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -189,7 +433,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         if (milliseconds := _number(headers.get(name))) is not None:
             return _bounded(milliseconds / 1000)
-    text = headers.get("retry-after")
+    text = (headers.get("retry-after") or "")[:_MAX_TIME]
     if (seconds := _number(text)) is not None:
         return _bounded(seconds)
     if text:
@@ -200,9 +444,39 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
+def _limit_reset(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the limit that was reached is reset, where only OpenAI's headers tell it.
+
+    With two limits it is the one of which nothing remains, and the later one where that is not known.
+    """
+    resets: dict[str, float] = {}
+    for limit in ("tokens", "requests"):
+        if (seconds := _duration(headers.get(f"x-ratelimit-reset-{limit}"))) is not None:
+            resets[limit] = seconds
+    reached = [seconds for limit, seconds in resets.items() if headers.get(f"x-ratelimit-remaining-{limit}") == "0"]
+    return max(reached or resets.values(), default=None)
+
+
+def _duration(text: str | None) -> float | None:
+    """Seconds of `55`, `7.66s`, `1m3s`, `6h0m0s` or `120ms`, bounded."""
+    text = (text or "").strip()[:_MAX_TIME]
+    if (seconds := _number(text)) is not None:
+        return _bounded(seconds)
+    found = _DURATION.fullmatch(text)
+    if not text or found is None:
+        return None
+    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
+    return _bounded(((days * 24 + hours) * 60 + minutes) * 60 + seconds + milliseconds / 1000)
+
+
+_MAX_TIME: Final = 64  # characters of a header that gives a time
+_PART: Final = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
+_DURATION: Final = re.compile(rf"(?:{_PART}d)?(?:{_PART}h)?(?:{_PART}m(?!s))?(?:{_PART}s)?(?:{_PART}ms)?")
+
+
 def _number(text: str | None) -> float | None:
     try:
-        number = float(text or "")
+        number = float((text or "")[:_MAX_TIME])
     except ValueError:
         return None
     return number if math.isfinite(number) else None

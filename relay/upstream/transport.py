@@ -17,6 +17,7 @@ import aiohttp
 import httpx2
 import yarl
 
+from relay.problems import Problem
 from relay.settings import Settings
 from relay.upstream.connector import Connector
 from relay.upstream.content_coding import InflatedReader, Inflater, UnreadableCodingError, coding_of
@@ -55,7 +56,9 @@ class StreamedAnswer:
 
     connection_errors: Final = (aiohttp.ClientError, OSError, RuntimeError)
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, redact: Callable[[Problem], Problem] = lambda problem: problem
+    ) -> None:
         self._response = response
         self.read: Callable[[], Coroutine[Any, Any, bytes]] = response.content.readany
         self._inflated: InflatedReader | None = None
@@ -63,6 +66,7 @@ class StreamedAnswer:
         if coding is not None:
             self._inflated = InflatedReader(response.content, coding)
             self.read = self._inflated.read
+        self.redact = redact
 
     def read_remaining(self) -> bytes:
         """The bytes that had arrived when the connection broke; aiohttp's reader raises before it returns them."""

@@ -54,7 +54,7 @@ class ChatCompletionRequest:
 
     def decoder(self) -> Decoder:
         """A decoder that passes the upstream's events, or its document, on unchanged."""
-        return VerbatimDecoder() if self.stream else DocumentDecoder()
+        return VerbatimDecoder(self.choices) if self.stream else DocumentDecoder(self.choices)
 
     def encoder(self, accept: str | None) -> Encoder:
         """The encoder of the response; OpenAI's API has no other formats to accept."""
@@ -98,10 +98,15 @@ def parse(body: bytes, deployment: str | None = None) -> ChatCompletionRequest |
 
 
 class EventEncoder:
-    """OpenAI's event stream: the upstream's events as they came, the usage only for a caller who asked for it."""
+    """OpenAI's event stream: the upstream's events as they came, the usage only for a caller who asked for it.
+
+    A failure midway is an event with an error object and then a broken transfer: the OpenAI client for .NET skips such
+    an event, and would take a clean end behind it for that of a complete answer.
+    """
 
     media_type = "text/event-stream; charset=utf-8"
     whole = False
+    breaks_off = True
     ping = b": ping\n\n"
 
     def __init__(self, *, include_usage: bool) -> None:
@@ -125,6 +130,7 @@ class DocumentEncoder:
 
     media_type = "application/json"
     whole = True
+    breaks_off = False
     ping = b""
 
     def text(self, text: Text) -> bytes:

@@ -1,8 +1,9 @@
 """Decoders of chat completions: the model service's events or document → `Text` or `Verbatim`, `Done`, `Failed`.
 
 Nothing is validated that is not used, and text is not even decoded: the JSON string of a delta is copied as it stands
-into the response. Sources: OpenAI's API reference, "Chat completion chunk"; Azure's additions, "Content Streaming" in
-Azure OpenAI's documentation.
+into the response. How an answer ended is judged in one place for all wires (`relay.upstream.ending`), and so is an
+error in it (`relay.upstream.failures`). Sources: OpenAI's API reference, "Chat completion chunk"; Azure's additions,
+"Content Streaming" in Azure OpenAI's documentation.
 """
 
 import json
@@ -11,11 +12,13 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
+from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED
 from relay.streaming.events import Done, Event, Failed, Text, Verbatim
-from relay.upstream.failures import classify, filtered_categories
-from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, SSEDecoder
+from relay.upstream.ending import Ending, Judgement
+from relay.upstream.failures import classify, filtered_categories, find_error, is_failed_finish
+from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, NamedEvent, SSEDecoder
 from relay.usage import Usage
+from relay.wires.chat_documents import chunk_of, document_of, usage_chunk_of
 
 
 class _Details(Struct, gc=False):
@@ -39,39 +42,43 @@ class _Usage(Struct, gc=False):
         )
 
 
+# Members that are of any type do not make a chunk unreadable; they are looked at where they are used.
+
+
 class _Delta(Struct, gc=False):
     content: Raw = Raw(b"null")
     refusal: Raw = Raw(b"null")
 
 
 class _Choice(Struct, gc=False):
-    index: int = 0
+    index: Any = 0
     delta: _Delta | None = None
-    finish_reason: str | None = None
+    message: _Delta | None = None
+    finish_reason: Any = None
     content_filter_results: Raw = Raw(b"null")
 
 
 class _Chunk(Struct, gc=False):
-    id: str | None = None
-    model: str | None = None
+    id: Any = None
+    model: Any = None
     choices: list[_Choice] | None = None
     usage: Raw = Raw(b"null")
-    error: Any = None
 
 
 class _AnyChoice(Struct, gc=False):
     """A choice of which only the presence of output in its delta matters."""
 
+    index: Any = 0
     delta: dict[str, Raw] | None = None
-    finish_reason: str | None = None
+    message: Raw = Raw(b"null")
+    finish_reason: Any = None
 
 
 class _AnyChunk(Struct, gc=False):
-    id: str | None = None
-    model: str | None = None
+    id: Any = None
+    model: Any = None
     choices: list[_AnyChoice] | None = None
     usage: Raw = Raw(b"null")
-    error: Any = None
 
 
 _MAX_NAME_LENGTH: Final = 256  # characters kept of the upstream's own names
@@ -81,54 +88,167 @@ _decode_any_chunk: Final = msgspec.json.Decoder(_AnyChunk).decode
 _NULL: Final = b"null"
 _EMPTY: Final = b'""'
 _NO_OUTPUT: Final = frozenset((_NULL, _EMPTY, b"[]", b"{}"))
+_NO_VALUE: Final[tuple[Any, ...]] = (None, "", [], {})
 _NO_DELTA: Final[dict[str, Raw]] = {}
 _QUOTATION_MARK: Final = 0x22
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+# An event in which this occurs is looked at as a whole: wherever an error is, its member or its value begins so.
+_ERROR: Final = b'"error'
+# Azure's report on the prompt, which is no part of the answer and no error.
+_PROMPT_REPORT: Final = b'"prompt_filter_results"'
+# Events that keep a connection open: the data, or the event type, in lower case.
+_KEEP_ALIVE: Final = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat", b"alive"))
+_NAMES_TO_INSPECT: Final = _KEEP_ALIVE | {b"error"}
+# A damaged chunk has at least one of these in it, and a word that is no JSON has none.
+_OF_JSON: Final = frozenset(b'{}[]"')
+_BOM: Final = b"\xef\xbb\xbf"
+_BEFORE_JSON: Final = _BOM + b" \t\r\n"
+
+_MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
 
 
 class _StreamDecoder:
-    """What the two decoders of an event stream have in common."""
+    """What the two decoders of an event stream have in common.
 
-    media_type = "text/event-stream"
+    The first bytes tell what was sent, whatever it is called: events, one JSON document, or a page of HTML. `choices`:
+    how many answers were asked for.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
         self.id: str | None = None
         self.model: str | None = None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.content_filter: dict[str, Any] | None = None
         self.deltas = 0
+        self.progress = 0
+        self._judgement = Judgement(choices)
         self._events = SSEDecoder()
-        self._ended = False
+        self._in_events = False  # the answer is known to be an event stream
+        self._start = bytearray()  # what was received of an answer that is none, or not known to be one
+        self._over = False  # nothing that follows belongs to the answer
+        self._at_end = False  # the body has ended: its last event may be cut
+        self._terminal: Done | Failed | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is complete, whatever follows."""
+        return self._judgement.complete or isinstance(self._terminal, Done)
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that these bytes complete; text that arrived together is one event."""
+        if not self._in_events:
+            return self._feed_start(chunk)
         events: list[Event] = []
         try:
             payloads = self._events.feed(chunk)
         except EventTooLongError as error:
-            self._ended = True
-            return [self._not_a_chunk(error)]
-        for data in payloads:
-            if self._ended:
-                break
-            if not data:
-                continue  # some servers keep a connection alive with these
-            terminal = self._done() if data.startswith(b"[DONE]") else self._chunk(data)
-            if terminal is not None:
-                self._ended = True
-                self._collect(events, terminal)
-                events.append(terminal)
-        self._collect(events, None)
+            return self._close(events, None if self._over else self._not_a_chunk(error))
+        terminal = self._read_events(payloads)
+        if terminal is not None:
+            return self._close(events, terminal)
+        if not payloads and self._events.within_data:
+            self.progress += 1
+        self._collect(events, self._terminal)
         return events
 
-    def end(self) -> Failed:
-        """The body ended without the event that marks the answer as complete."""
-        return self.cut("the model service's answer ended without [DONE]")
+    def _read_events(self, payloads: list[bytes]) -> Done | Failed | None:
+        """Read these events; returns the terminal event, if they hold what ends the answer."""
+        marker = False
+        for data in payloads:
+            if self._over:
+                self._read_late_usage(data)
+            elif not data:
+                continue  # some servers keep a connection alive with these
+            elif data.startswith(b"[DONE]"):
+                self._over = marker = True
+            elif (failed := self._chunk(data)) is not None:
+                self._over = True
+                return failed
+        return self._judged(Ending.MARKER) if marker else None
 
-    def cut(self, reason: str) -> Failed:
-        """The connection broke."""
-        self._ended = True
-        return Failed(UPSTREAM_INTERRUPTED, reason, self.usage)
+    def end(self) -> list[Event]:
+        """The last events, given that the body ended here; the last one is the terminal one."""
+        if self._terminal is not None:
+            return [self._terminal]
+        events: list[Event] = []
+        if self._start:
+            return self._close(events, self._document())
+        self._at_end = True
+        try:
+            terminal = self._read_events(self._events.end())
+        except EventTooLongError:
+            terminal = None
+        return self._close(events, terminal or self._judged(Ending.CLEAN))
+
+    def cut(self, reason: str) -> list[Event]:
+        """The last events, given that nothing more can be read."""
+        if self._terminal is not None:
+            return [self._terminal]
+        terminal = self._document() if self._start else None
+        if terminal is None or (isinstance(terminal, Failed) and terminal.error is None):
+            terminal = self._judged(Ending.BROKEN, reason)
+        return self._close([], terminal)
+
+    def _close(self, events: list[Event], terminal: Done | Failed | None) -> list[Event]:
+        self._over = True
+        self._collect(events, terminal)
+        if terminal is not None:
+            self._terminal = terminal
+            events.append(terminal)
+        return events
+
+    def _judged(self, ending: Ending, reason: str | None = None) -> Done | Failed:
+        verdict = self._judgement.at(ending)
+        if verdict is None:
+            return Done(self.finish_reason, self.model, self.usage, self.id, self.content_filter)
+        problem, why = verdict
+        return Failed(problem, reason or why, self.usage)
+
+    # The first bytes
+
+    def _feed_start(self, chunk: bytes) -> list[Event]:
+        if self._over:
+            return []
+        self._start += chunk
+        start = bytes(self._start[:1024]).lstrip(_BEFORE_JSON)
+        if start[:1] in (b"{", b"["):
+            self.progress += 1
+            if len(self._start) > _MAX_DOCUMENT_BYTES:
+                return self._close([], _too_long())
+            return []
+        if start[:1] == b"<":
+            return self._close([], self._failed("the model service's answer is a page of HTML"))
+        if not start and len(self._start) < 1024:
+            return []
+        content = bytes(self._start)
+        self._start.clear()
+        self._in_events = True
+        return self.feed(content)
+
+    def _document(self) -> Done | Failed:
+        """The answer that came as one document."""
+        try:
+            content = _without_marker(bytes(self._start).removeprefix(_BOM))
+            document = json.loads(content.decode(errors="replace"))
+            error = find_error(document)
+            if error is not None:
+                return self._error(error)
+            choices = document["choices"]
+            if not any(isinstance(choice, dict) for choice in choices):
+                raise ValueError
+            self._note(_lenient_chunk(document))
+            failed = self._read_document(document)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            return self._failed(f"the model service's answer is not a chat completion ({type(error).__name__})")
+        return failed or Done(self.finish_reason, self.model, self.usage, self.id, self.content_filter)
+
+    def _read_document(self, document: dict[str, Any]) -> Failed | None:
+        """Read the answer in a document, which has choices and no error."""
+        raise NotImplementedError
+
+    # Events
 
     def _collect(self, events: list[Event], terminal: Done | Failed | None) -> None:
         """Add the output read since the last time to `events`."""
@@ -137,31 +257,109 @@ class _StreamDecoder:
     def _chunk(self, data: bytes) -> Failed | None:
         raise NotImplementedError
 
-    def _done(self) -> Done:
-        return Done(self.finish_reason, self.model, self.usage, self.id, self.content_filter)
+    def _read_leniently(self, data: bytes, document: dict[str, Any]) -> Failed | None:
+        """Read a chunk that the strict decoder refuses, or that had to be looked at as a whole; it has choices."""
+        raise NotImplementedError
 
-    def _note(self, chunk: _Chunk | _AnyChunk) -> Failed | None:
+    def _hold(self, data: bytes, *, usage: bool) -> None:
+        """Keep an event without choices, if this decoder passes events on."""
+
+    def _note(self, chunk: _Chunk | _AnyChunk) -> None:
         """Read what both decoders need of every chunk."""
+        self._judgement.begun = True
+        self.progress += 1
         if bytes(chunk.usage) != _NULL:
             self.usage = _usage(chunk.usage)
-        if chunk.id:
+        if chunk.id.__class__ is str and chunk.id:
             self.id = chunk.id[:_MAX_NAME_LENGTH]
-        if chunk.model:
+        if chunk.model.__class__ is str and chunk.model:
             self.model = chunk.model[:_MAX_NAME_LENGTH]
-        if chunk.error is not None:
-            return self._error(chunk.error if isinstance(chunk.error, dict) else {})
+
+    def _finish(self, choice: int, reason: Any) -> Failed | None:
+        """Note a finish reason; some servers send the word null until there is one."""
+        if isinstance(reason, dict):
+            reason = reason.get("type")  # SGLang's own form
+        if not isinstance(reason, str) or reason.lower() in ("", "null", "none"):
+            return None
+        if is_failed_finish(reason):
+            return self._error({"code": reason})
+        self.finish_reason = reason[:_MAX_NAME_LENGTH]
+        self._judgement.finish(choice)
         return None
 
+    def _inspect(self, data: bytes) -> Failed | None:
+        """Look at an event as a whole: one that may be an error, or no chunk, or one with odd members."""
+        try:
+            document = json.loads(data.decode(errors="replace"))
+            if isinstance(document, dict) and document.get("usage"):
+                self.usage = _usage(_raw(document["usage"]))
+            error = find_error(document)
+            if error is None and _event_name(data) == b"error":
+                error = document if isinstance(document, dict) else {"message": document}
+            if error is not None:
+                return self._error(error)
+            choices = document.get("choices") if isinstance(document, dict) else None
+            if isinstance(choices, list) and any(isinstance(choice, dict) for choice in choices):
+                if not all(isinstance(it, dict) and isinstance(it.get("delta") or {}, dict) for it in choices):
+                    self._judgement.doubtful = True
+                return self._read_leniently(data, document)
+            return self._without_choices(data, document)
+        except ValueError as error:
+            return self._not_json(data, error)
+        except RecursionError as error:
+            return self._not_a_chunk(error)
+
+    def _without_choices(self, data: bytes, document: Any) -> Failed | None:
+        """An event that is JSON, and neither an error nor a part of the answer: information, or not understood."""
+        if not isinstance(document, dict):
+            self._judgement.doubtful = True
+            return None
+        if document.get("usage"):
+            self.progress += 1
+        known = document.get("usage") or document.get("choices") == [] or "prompt_filter_results" in document
+        if not known and document.get("type") != "ping" and _event_name(data) not in _KEEP_ALIVE:
+            self._judgement.doubtful = True
+        self._hold(data, usage=bool(document.get("usage")))
+        return None
+
+    def _not_json(self, data: bytes, error: Exception) -> Failed | None:
+        """An event that is not JSON: it keeps the connection open, or it is a word that says something, or a damaged
+        chunk, with which a part of the answer is lost."""
+        if _event_name(data) == b"error":
+            return self._error({"message": data.decode(errors="replace")})
+        if _event_name(data) in _KEEP_ALIVE or data.strip().lower() in _KEEP_ALIVE:
+            return None
+        if self._judgement.complete:
+            return None
+        if self._at_end or not _OF_JSON.intersection(data):
+            self._judgement.doubtful = True
+            return None
+        return self._not_a_chunk(error)
+
+    def _read_late_usage(self, data: bytes) -> None:
+        """Read an event behind the marker: only the usage is of interest."""
+        if self.usage is not None or b'"usage"' not in data or isinstance(self._terminal, Failed):
+            return
+        if self._judgement.at(Ending.MARKER) is not None:
+            return  # there is no answer that it could belong to
+        try:
+            chunk = msgspec.json.decode(data, type=_AnyChunk)
+        except _UNREADABLE:
+            return
+        if bytes(chunk.usage) != _NULL and not chunk.choices:
+            self.usage = _usage(chunk.usage)
+            self._hold(data, usage=True)
+
     def _error(self, error: dict[str, Any]) -> Failed:
-        """An error object in the stream; its text goes no further."""
+        """An error in the answer."""
         refusal = classify(error)
         return Failed(refusal.problem, refusal.reason, self.usage, error)
 
-    def _failed(self, problem: Problem, reason: str) -> Failed:
-        return Failed(problem, reason, self.usage)
+    def _failed(self, reason: str) -> Failed:
+        return Failed(UPSTREAM_ERROR, reason, self.usage)
 
     def _not_a_chunk(self, error: Exception) -> Failed:
-        return self._failed(UPSTREAM_ERROR, f"an event is not a chat completion chunk ({type(error).__name__})")
+        return self._failed(f"an event is not a chat completion chunk ({type(error).__name__})")
 
 
 class TextDecoder(_StreamDecoder):
@@ -177,29 +375,49 @@ class TextDecoder(_StreamDecoder):
             self._text = []
 
     def _chunk(self, data: bytes) -> Failed | None:
+        if _ERROR in data or (data.__class__ is not bytes and _event_name(data) in _NAMES_TO_INSPECT):
+            return self._inspect(data)
         try:
             chunk = _decode_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            try:
-                chunk = _decode_leniently(data)
-            except (ValueError, TypeError, AttributeError, RecursionError) as error:
-                return self._not_a_chunk(error)
-        if (failed := self._note(chunk)) is not None:
-            return failed
-        for choice in chunk.choices or ():
-            if choice.index:
+        except _UNREADABLE:
+            return self._inspect(data)
+        if not chunk.choices:
+            return None if _is_prompt_report(data, chunk) else self._inspect(data)
+        self._note(chunk)
+        return self._read(chunk.choices)
+
+    def _read_leniently(self, data: bytes, document: dict[str, Any]) -> Failed | None:
+        chunk = _lenient_chunk(document)
+        self._note(chunk)
+        return self._read(chunk.choices or [])
+
+    def _read_document(self, document: dict[str, Any]) -> Failed | None:
+        return self._read(_lenient_chunk(document).choices or [])
+
+    def _read(self, choices: list[_Choice]) -> Failed | None:
+        for choice in choices:
+            if choice.index and _index(choice.index):
                 continue  # one answer was asked for
-            if choice.delta is not None:
-                for string in (choice.delta.content, choice.delta.refusal):
+            delta = choice.delta
+            if delta is None and not self.deltas:
+                delta = choice.message  # a whole answer in an event
+            if delta is not None:
+                for string in (delta.content, delta.refusal):
                     text = bytes(string)
                     if text in (_NULL, _EMPTY):
                         continue
                     if text[0] != _QUOTATION_MARK:
-                        return self._failed(UPSTREAM_ERROR, "the content of a delta is not a string")
+                        parts = _text_parts(text)
+                        if parts is None:
+                            return self._failed("the content of a delta is not a string")
+                        if not parts:
+                            continue
+                        text = parts
                     self._text.append(text if text.isascii() else _valid_utf8(text))
                     self.deltas += 1
             if choice.finish_reason:
-                self.finish_reason = choice.finish_reason
+                if (failed := self._finish(0, choice.finish_reason)) is not None:
+                    return failed
                 if choice.finish_reason == "content_filter":
                     categories = filtered_categories(_json_object(bytes(choice.content_filter_results)))
                     self.content_filter = categories or self.content_filter or {}
@@ -213,8 +431,8 @@ class VerbatimDecoder(_StreamDecoder):
     then another backend may take over, and two answers are never spliced.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, choices: int = 1) -> None:
+        super().__init__(choices)
         self._held: list[Verbatim] = []
         self._output_begun = False
         self._held_bytes = 0  # size of the events before the first output
@@ -232,97 +450,199 @@ class VerbatimDecoder(_StreamDecoder):
             self._held.append(Verbatim(b"", [data], usage))
 
     def _chunk(self, data: bytes) -> Failed | None:
+        if _ERROR in data or (data.__class__ is not bytes and _event_name(data) in _NAMES_TO_INSPECT):
+            return self._inspect(data) or self._within_limit()
         try:
             chunk = _decode_any_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # Passed on all the same if it is JSON to other parsers: half a surrogate pair, for example.
-            try:
-                document = json.loads(data)
-                if not isinstance(document, dict):
-                    raise TypeError
-            except (ValueError, TypeError, RecursionError) as error:
-                return self._not_a_chunk(error)
-            chunk = _AnyChunk(choices=[_AnyChoice(delta={"unread": Raw(data)})])
-        if (failed := self._note(chunk)) is not None:
-            return failed
-        choices = chunk.choices
-        self._hold(data, usage=not choices and bytes(chunk.usage) != _NULL)
-        for choice in choices or ():
-            if choice.finish_reason:
-                self.finish_reason = choice.finish_reason
+        except _UNREADABLE:
+            return self._inspect(data) or self._within_limit()
+        if not chunk.choices:
+            if not _is_prompt_report(data, chunk):
+                return self._inspect(data) or self._within_limit()
+            self._hold(data, usage=False)
+            return self._within_limit()
+        self._note(chunk)
+        self._hold(data, usage=False)
+        return self._read(chunk.choices)
+
+    def _within_limit(self) -> Failed | None:
+        if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
+            return self._failed("the model service's answer has no output")
+        return None
+
+    def _read_leniently(self, data: bytes, document: dict[str, Any]) -> Failed | None:
+        self._note(_lenient_chunk(document))
+        self._hold(data, usage=False)
+        return self._read(_lenient_choices(document))
+
+    def _read_document(self, document: dict[str, Any]) -> Failed | None:
+        chunk = chunk_of(document)
+        self._hold(chunk, usage=False)
+        if (counts := usage_chunk_of(document)) is not None:
+            self._hold(counts, usage=True)
+        return self._read(_lenient_choices(json.loads(chunk)))
+
+    def _read(self, choices: list[_AnyChoice]) -> Failed | None:
+        for choice in choices:
+            if choice.finish_reason and (
+                failed := self._finish(_index(choice.index) if choice.index else 0, choice.finish_reason)
+            ):
+                return failed
+            if choice.delta is None and bytes(choice.message) != _NULL and not self.deltas:
+                # A whole answer in an event is passed on as a chunk, which is what the caller looks for.
+                return self._read_document(json.loads(self._held[-1].events.pop().decode(errors="replace")))
             for name, value in (choice.delta or _NO_DELTA).items():
                 if name != "role" and bytes(value) not in _NO_OUTPUT:
                     self._output_begun = True
                     self.deltas += 1
                     break
         if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
-            return self._failed(UPSTREAM_ERROR, "the model service's answer has no output")
+            return self._failed("the model service's answer has no output")
         return None
 
 
 class _Finish(Struct, gc=False):
-    finish_reason: str | None = None
+    finish_reason: Any = None
 
 
 class _Document(Struct, gc=False):
     choices: list[_Finish] | None = None
-    id: str | None = None
-    model: str | None = None
+    id: Any = None
+    model: Any = None
     usage: Raw = Raw(b"null")
     error: Any = None
 
 
-_MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
-
-
 class DocumentDecoder:
-    """Decodes a chat completion that is not a stream: a document, read for the record and passed on unchanged."""
+    """Decodes a chat completion that is not a stream: a document, read for the record and passed on unchanged.
 
-    media_type = "application/json"
+    Where a stream was sent all the same, its chunks are put together. `choices`: how many answers were asked for.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
         self.id: str | None = None
         self.model: str | None = None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.deltas = 0
+        self.progress = 0
+        self._choices = choices
         self._document = bytearray()
+
+    @property
+    def complete(self) -> bool:
+        """Never before the end of the document."""
+        return False
 
     def feed(self, chunk: bytes) -> list[Event]:
         """No event before the end, unless the document is too long."""
         self._document += chunk
-        if len(self._document) > _MAX_DOCUMENT_BYTES:
-            return [Failed(UPSTREAM_ERROR, f"the model service's answer is longer than {_MAX_DOCUMENT_BYTES} bytes")]
-        return []
+        if not chunk.isspace():
+            self.progress += 1
+        return [_too_long()] if len(self._document) > _MAX_DOCUMENT_BYTES else []
 
-    def end(self) -> Done | Failed:
+    def end(self) -> list[Event]:
         """The document is complete, if it is one."""
-        content = bytes(self._document)
+        content = _without_marker(bytes(self._document).removeprefix(_BOM))
+        start = content[:1024].lstrip(_BEFORE_JSON)
+        if start[:1] in (b"{", b"["):
+            return [self._whole(content)]
+        if start.startswith((b"data:", b"event:", b"id:", b"retry:", b":")):
+            return [self._assembled(bytes(self._document))]
+        return [_not_a_completion("DecodeError")]
+
+    def cut(self, reason: str) -> list[Event]:
+        """The connection broke; a document that is whole all the same counts."""
+        (terminal,) = self.end()
+        if isinstance(terminal, Failed) and terminal.error is None:
+            terminal = Failed(UPSTREAM_INTERRUPTED, reason)
+        return [terminal]
+
+    def _whole(self, content: bytes) -> Done | Failed:
         try:
             document = msgspec.json.decode(content, type=_Document)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if not _json_object(content):
-                reason = f"the model service's answer is not a chat completion ({type(error).__name__})"
-                return Failed(UPSTREAM_ERROR, reason)
-            document = _Document()  # passed on: the caller may understand more of it
-        if document.error is not None:
-            refusal = classify(document.error)
-            return Failed(refusal.problem, refusal.reason, error=document.error)
-        self.id, self.model = document.id, document.model
+            lenient = document.choices is None
+        except _UNREADABLE:
+            lenient = True
+        if lenient or _ERROR in content:
+            try:
+                members = json.loads(content.decode(errors="replace"))
+                error = find_error(members)
+                if error is not None:
+                    return self._error(error)
+                if not isinstance(members["choices"], list):
+                    raise TypeError
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                return _not_a_completion(type(error).__name__)
+            if lenient:
+                chunk = _lenient_chunk(members)
+                finishes = [_Finish(choice.finish_reason) for choice in chunk.choices or ()]
+                document = _Document(finishes, chunk.id, chunk.model, chunk.usage)
+        self.id, self.model = _name(document.id), _name(document.model)
         self.usage = _usage(document.usage) if bytes(document.usage) != _NULL else None
-        self.finish_reason = document.choices[0].finish_reason if document.choices else None
-        return Done(self.finish_reason, self.model, self.usage, self.id, document=content)
+        reasons = [it.finish_reason for it in document.choices or () if isinstance(it.finish_reason, str)]
+        failed = next((reason for reason in reasons if is_failed_finish(reason)), None)
+        if failed is not None:
+            return self._error({"code": failed})
+        self.finish_reason = reasons[0][:_MAX_NAME_LENGTH] if reasons else None
+        return Done(self.finish_reason, self.model, self.usage, self.id, document=_valid_utf8(content))
 
-    def cut(self, reason: str) -> Failed:
-        """The connection broke."""
-        return Failed(UPSTREAM_INTERRUPTED, reason)
+    def _assembled(self, content: bytes) -> Done | Failed:
+        """The document in an event, or the one that events add up to."""
+        decoder = VerbatimDecoder(self._choices)
+        events = decoder.feed(content)
+        if not events or not isinstance(events[-1], Done | Failed):
+            events += decoder.end()
+        terminal = events[-1]
+        self.id, self.model, self.usage = decoder.id, decoder.model, decoder.usage
+        self.finish_reason = decoder.finish_reason
+        if not isinstance(terminal, Done):
+            assert isinstance(terminal, Failed)  # noqa: S101 (the last event is the terminal one)
+            return terminal
+        chunks = [data for it in events if isinstance(it, Verbatim) for data in it.events]
+        try:
+            document = document_of([json.loads(data.decode(errors="replace")) for data in chunks])
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            return _not_a_completion(type(error).__name__)
+        return Done(self.finish_reason, self.model, self.usage, self.id, document=document)
+
+    def _error(self, error: dict[str, Any]) -> Failed:
+        refusal = classify(error)
+        return Failed(refusal.problem, refusal.reason, self.usage, error)
+
+
+def _too_long() -> Failed:
+    limit = _MAX_DOCUMENT_BYTES // 1024**2
+    detail = f"The model service's answer is longer than the {limit} MiB that this app takes. Ask for a shorter one."
+    return Failed(UPSTREAM_ERROR.with_detail(detail), f"the model service's answer is longer than {limit} MiB")
+
+
+def _not_a_completion(error: str) -> Failed:
+    return Failed(UPSTREAM_ERROR, f"the model service's answer is not a chat completion ({error})")
+
+
+def _without_marker(content: bytes) -> bytes:
+    """The document without the marker of a stream's end that some servers send behind it."""
+    if content.rstrip().endswith(b"[DONE]"):
+        document, _, marker = content.rpartition(b"data:")
+        if marker.strip() == b"[DONE]" and document.rstrip().endswith((b"}", b"]")):
+            return document.rstrip()
+    return content
+
+
+def _is_prompt_report(data: bytes, chunk: _Chunk | _AnyChunk) -> bool:
+    return _PROMPT_REPORT in data and chunk.choices is not None and bytes(chunk.usage) == _NULL
+
+
+def _event_name(data: bytes) -> bytes:
+    return data.name.lower() if isinstance(data, NamedEvent) else b""
 
 
 def _usage(counts: Raw) -> Usage | None:
     """The counts; None where they can't be read, as the answer is complete without them."""
     try:
         return msgspec.json.decode(counts, type=_Usage).usage()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return None
 
 
@@ -331,6 +651,27 @@ def _joined(strings: list[bytes]) -> Text:
     if len(strings) == 1:
         return Text(strings[0])
     return Text(b'"%b"' % b"".join([string[1:-1] for string in strings]))
+
+
+def _text_parts(content: bytes) -> bytes | None:
+    """The texts of a content that is a list of parts, as one JSON string; None where it is none.
+
+    Mistral's reasoning models send these; what is not text, such as their thinking, is no part of the answer.
+    """
+    try:
+        value = json.loads(content.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        value = [value]
+    if not isinstance(value, list):
+        return None
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else part for part in value]
+    text = "".join(it for it in texts if isinstance(it, str))
+    return json.dumps(text).encode() if text else b""
+
+
+_TEXT_PARTS: Final = (None, "text", "output_text")
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
@@ -350,37 +691,57 @@ def _valid_utf8(text: bytes) -> bytes:
     return text
 
 
-def _decode_leniently(data: bytes) -> _Chunk:
-    """A chunk that the strict decoder refuses but that can be read: half a surrogate pair, bytes that are not UTF-8,
-    unexpected types in members that are not needed.
+def _index(index: Any) -> int:
+    """Which choice it is: the first one where nothing tells."""
+    if isinstance(index, str) and index.isdecimal() and len(index) < 10:
+        return int(index)
+    return index if isinstance(index, int) else 0
 
-    Raises ValueError, TypeError or AttributeError for what is not a chunk.
-    """
-    document = json.loads(data.decode(errors="replace"))
-    if not isinstance(document, dict):
-        raise TypeError
+
+def _lenient_chunk(document: dict[str, Any]) -> _Chunk:
+    """A chunk that the strict decoder refuses but that can be read: half a surrogate pair, bytes that are not UTF-8,
+    unexpected types in members that are not needed."""
     choices = document.get("choices")
     return _Chunk(
-        id=_string(document.get("id")),
-        model=_string(document.get("model")),
-        choices=None if choices is None else [_lenient_choice(choice) for choice in choices],
+        id=document.get("id"),
+        model=document.get("model"),
+        choices=[_lenient_choice(it) for it in choices if isinstance(it, dict)] if isinstance(choices, list) else None,
         usage=_raw(document.get("usage")),
-        error=document.get("error"),
     )
 
 
-def _lenient_choice(choice: Any) -> _Choice:
-    index, delta = choice.get("index"), choice.get("delta")
+def _lenient_choice(choice: dict[str, Any]) -> _Choice:
     return _Choice(
-        index=index if isinstance(index, int) else 0,
-        delta=_Delta(_raw(delta.get("content")), _raw(delta.get("refusal"))) if isinstance(delta, dict) else None,
-        finish_reason=_string(choice.get("finish_reason")),
+        index=choice.get("index"),
+        delta=_lenient_delta(choice.get("delta")),
+        message=_lenient_delta(choice.get("message")),
+        finish_reason=choice.get("finish_reason"),
         content_filter_results=_raw(choice.get("content_filter_results")),
     )
 
 
-def _string(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def _lenient_delta(delta: Any) -> _Delta | None:
+    return _Delta(_raw(delta.get("content")), _raw(delta.get("refusal"))) if isinstance(delta, dict) else None
+
+
+def _lenient_choices(document: dict[str, Any]) -> list[_AnyChoice]:
+    """The choices of such a chunk, for those who look only for the presence of output."""
+    return [
+        _AnyChoice(
+            index=choice.get("index"),
+            delta={name: Raw(_NULL if value in _NO_VALUE else b"1") for name, value in delta.items()}
+            if isinstance(delta := choice.get("delta"), dict)
+            else None,
+            message=Raw(b"1" if choice.get("message") else _NULL),
+            finish_reason=choice.get("finish_reason"),
+        )
+        for choice in document["choices"]
+        if isinstance(choice, dict)
+    ]
+
+
+def _name(value: Any) -> str | None:
+    return value[:_MAX_NAME_LENGTH] if isinstance(value, str) else None
 
 
 def _raw(value: Any) -> Raw:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.streaming.events import Done, Encoder, Failed, Text
+from relay.streaming.events import AnswerTooLongError, Done, Encoder, Failed, Text
 
 _encode: Final = msgspec.json.encode
 
@@ -15,6 +15,7 @@ class SSEEncoder:
 
     media_type = "text/event-stream; charset=utf-8"
     whole = False
+    breaks_off = False
     ping = b": ping\n\n"
 
     def text(self, text: Text) -> bytes:
@@ -31,6 +32,7 @@ class NDJSONEncoder:
     """One JSON object a line, `type` telling them apart. The format has no comments, so it has no ping."""
 
     whole = False
+    breaks_off = False
     ping = b""
 
     def __init__(self, media_type: str) -> None:
@@ -53,6 +55,7 @@ class PlainTextEncoder:
 
     media_type = "text/plain; charset=utf-8"
     whole = False
+    breaks_off = True
     ping = b""
 
     def __init__(self) -> None:
@@ -73,22 +76,31 @@ class PlainTextEncoder:
         return None
 
 
+_MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024  # bytes; the longest answer of a model is a fraction of it
+
+
 class JSONDocumentEncoder:
     """`"stream": false`: one JSON document when the answer is complete."""
 
     media_type = "application/json"
     whole = True
+    breaks_off = False
     ping = b""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._text = bytearray()
 
     def text(self, text: Text) -> bytes:
-        self._parts.append(text.json[1:-1])
+        self._text += text.json[1:-1]
+        if len(self._text) > _MAX_DOCUMENT_BYTES:
+            raise AnswerTooLongError(
+                f"The answer is longer than the {_MAX_DOCUMENT_BYTES // 1024**2} MiB that this app collects for one "
+                'document. Send the request with "stream": true, or ask for a shorter answer.'
+            )
         return b""
 
     def done(self, done: Done) -> bytes:
-        return b'{"text":"%b",%b\n' % (b"".join(self._parts), _encode(_done_members(done))[1:])
+        return b'{"text":"%b",%b\n' % (bytes(self._text), _encode(_done_members(done))[1:])
 
     def failed(self, failed: Failed, request_id: str) -> None:
         return None

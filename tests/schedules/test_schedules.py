@@ -16,7 +16,7 @@ from relay.upstream.failures import Refusal
 from relay.wires import chat_completions, stream
 from relay.wires.wire import WireRequest
 from tests.schedules.explorer import Schedule, _following, attempt, explore, randomly, replayed
-from tests.schedules.world import Break, CallerStep, End, Headers, Scenario, Send, UpstreamStep
+from tests.schedules.world import Break, CallerStep, Cancelled, End, Headers, Scenario, Send, UpstreamStep
 
 
 def parsed(request: WireRequest | Problem) -> WireRequest:
@@ -35,10 +35,15 @@ def text(words: str) -> Send:
     return Send(b"data: %b\n\n" % chunk, words)
 
 
-FILTER: Final = Send(b'data: {"choices":[],"prompt_filter_results":[]}\n\n')
+FILTER: Final = Send(b'data: {"choices":[],"prompt_filter_results":[]}\n\n', progress=False)
 USAGE: Final = Send(b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n', usage=True)
-FINISH: Final = Send(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+FINISH: Final = Send(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', finishes=True)
+COMMENT: Final = Send(b": keep-alive\n\n", progress=False)
+PING: Final = Send(b"data: ping\n\n", progress=False)
+UNKNOWN: Final = Send(b'data: {"foo":1}\n\n', progress=False)
+REFUSED: Final = Send(b'data: {"error":{"code":400,"message":"?"}}\n\n')
 DONE: Final = Send(b"data: [DONE]\n\n", completes=True)
+NOTHING: Final = Send(b"data: [DONE]\n\n")
 ERROR: Final = Send(b'data: {"error":{"code":"server_error","message":"?"}}\n\n')
 GOOD: Final = (Headers(), text("one "), text("two"), DONE, End())
 BUSY: Final = Refusal(RATE_LIMITED.with_retry_after(3), "429", retry_after=3.0, status=429)
@@ -124,6 +129,37 @@ SCENARIOS: Final = {
     "silent midway": scenario((Headers(), text("one ")), caller=("stop reading", "read on")),
     "chat silent after the filter": scenario((Headers(), FILTER), GOOD, request=CHAT),
     "no commit wait": scenario(GOOD, commit_wait=0.0),
+    "finish, then the end": scenario((Headers(), text("one "), FINISH, End())),
+    "finish, then broken": scenario((Headers(), text("one "), FINISH, Break()), accept="application/jsonl"),
+    "finish, then broken, chat": scenario((Headers(), FINISH, Break()), GOOD, request=CHAT),
+    "finish, then silent": scenario((Headers(), text("one "), FINISH), caller=("stop reading", "read on")),
+    "finish, then silent, one document": scenario((Headers(), text("one "), FINISH), request=DOCUMENT),
+    "finish, then silent, chat": scenario((Headers(), FILTER, text("one "), FINISH), request=CHAT),
+    "finish, then the deadline": scenario((Headers(), text("one "), FINISH), stream_deadline=3.0),
+    "finish, then an error": scenario((Headers(), text("one "), FINISH, ERROR), GOOD),
+    "late usage": scenario((Headers(), text("one "), FINISH, DONE, USAGE, End())),
+    "late usage, chat": scenario((Headers(), text("one "), DONE, USAGE), request=CHAT, caller=("disconnect",)),
+    "late usage, broken": scenario((Headers(), text("one "), DONE, Break()), caller=("stop reading", "read on")),
+    "comments": scenario((Headers(), COMMENT, text("one "), COMMENT, PING, COMMENT, COMMENT)),
+    "comments, then good": scenario((Headers(), COMMENT, COMMENT, *GOOD[1:]), caller=("disconnect",)),
+    "not understood": scenario((Headers(), text("one "), UNKNOWN, NOTHING, End())),
+    "not understood, then finished": scenario((Headers(), text("one "), UNKNOWN, FINISH, DONE, End())),
+    "nothing understood, then good": scenario((Headers(), UNKNOWN, NOTHING, End()), GOOD),
+    "no answer, then good, chat": scenario((Headers(), FILTER, NOTHING, End()), GOOD, request=CHAT),
+    "a bad request in the answer": scenario((Headers(), REFUSED), GOOD),
+    "a document": scenario(
+        (Headers("application/json"), Send(WHOLE_DOCUMENT.content, usage=True), End(completes=True, text="one two"))
+    ),
+    "a document, chat": scenario(
+        (Headers("application/json"), Send(WHOLE_DOCUMENT.content, usage=True), End(completes=True, text="one two")),
+        request=CHAT,
+        caller=("disconnect",),
+    ),
+    "cancelled": scenario(GOOD, caller=("cancel",)),
+    "cancelled, one document": scenario(GOOD, request=DOCUMENT, caller=("cancel",)),
+    "cancelled while the caller does not read": scenario(GOOD, caller=("stop reading", "cancel")),
+    "what it waits for is cancelled": scenario((Cancelled(),), GOOD),
+    "what it waits for is cancelled, chat": scenario((Cancelled(),), GOOD, request=CHAT, caller=("disconnect",)),
     "split": scenario((Headers(), Send(DONE.content[:5]), Send(b"x\n\n")), caller=("disconnect",)),
 }
 

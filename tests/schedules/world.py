@@ -35,21 +35,25 @@ class Headers:
 class Send:
     """Bytes of the answer arrive.
 
-    `text` is what they add to its text; `completes`: they hold the event that completes it;
-    `usage`: they hold the usage.
+    `text` is what they add to its text; `finishes`: they hold the finish reason, which completes it; `completes`: they
+    hold the event that ends a complete answer; `usage`: they hold the usage; `progress`: they are a part of the answer,
+    and not only something that keeps the connection open.
     """
 
     content: bytes
     text: str = ""
     completes: bool = False
+    finishes: bool = False
     usage: bool = False
+    progress: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The body ends; `completes`: which completes the answer."""
+    """The body ends; `completes`: which completes the answer; `text`: what that shows of it."""
 
     completes: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,13 @@ class Break:
     """The connection breaks."""
 
 
-UpstreamStep = Headers | Refusal | Send | End | Break
-CallerStep = Literal["stop reading", "read on", "disconnect", "shut down"]
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What the stream waits for is cancelled, and not the stream: an answer that has not begun."""
+
+
+UpstreamStep = Headers | Refusal | Send | End | Break | Cancelled
+CallerStep = Literal["stop reading", "read on", "disconnect", "shut down", "cancel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,9 @@ class ScriptedAnswer:
         content, self._buffer = self._buffer, b""
         return content
 
+    def redact(self, problem: Problem) -> Problem:
+        return problem
+
     def close(self) -> None:
         self.state = "closed"
 
@@ -141,8 +153,11 @@ class ScriptedBackend:
         self.delivered = ""  # text
         self.text_times: list[float] = []  # when each part of the text arrived, in the loop's time
         self.last_step = 0.0  # when the script's last step happened
+        self.last_progress = 0.0  # when the last step happened that was a part of an answer
         self.usage_delivered = False
         self.complete = False  # the event that completes the answer has arrived
+        self.over_at: float | None = None  # when the event arrived behind which no text follows
+        self.ended = False
         self._begun: asyncio.Future[Headers | Refusal] | None = None
 
     async def open(
@@ -172,25 +187,35 @@ class ScriptedBackend:
         """Whether the next step of the script can happen now."""
         if not self.remaining:
             return False
-        if isinstance(self.remaining[0], Headers | Refusal):
+        if isinstance(self.remaining[0], Headers | Refusal | Cancelled):
             return self.awaited
         return self.answer is not None and self.answer.state == "open"
 
     def act(self) -> None:
         step = self.remaining.pop(0)
-        self.last_step = asyncio.get_running_loop().time()
+        now = self.last_step = asyncio.get_running_loop().time()
+        if not isinstance(step, Send) or step.progress:
+            self.last_progress = now
+        if isinstance(step, Cancelled):
+            assert self._begun is not None
+            self._begun.cancel()
+            return
         if isinstance(step, Headers | Refusal):
             assert self._begun is not None
             self._begun.set_result(step)
             return
         assert self.answer is not None
-        if isinstance(step, Send):
+        if isinstance(step, Send | End):
             self.delivered += step.text
-            self.usage_delivered = self.usage_delivered or step.usage
             if step.text:
-                self.text_times.append(asyncio.get_running_loop().time())
-        if isinstance(step, Send | End) and step.completes:
-            self.complete = True
+                self.text_times.append(now)
+            if step.completes:
+                self.complete, self.over_at = True, now
+        if isinstance(step, Send):
+            self.usage_delivered = self.usage_delivered or step.usage
+            self.complete = self.complete or step.finishes
+        else:
+            self.ended = True
         self.answer.deliver(step)
 
 
@@ -273,6 +298,9 @@ class ScriptedCaller:
                 world.server.cancel()
         elif step == "disconnect":
             self.disconnect()
+        elif step == "cancel":
+            world.cancelled = True
+            world.stream._task.cancel()
         else:
             self._read_on()
 
@@ -320,6 +348,7 @@ class World:
         self.serving = False  # the web server has called the response
         self.shut_down = False
         self.closed_at: float | None = None  # when the response was over: the web server closes what has no end
+        self.cancelled = False  # the stream's task was, from outside
         self.responded_at: float | None = None
         self.encoder = scenario.request.encoder(scenario.accept)
         self.stream = Stream(

@@ -8,13 +8,29 @@ from local.model_service.encoding import as_json
 from local.model_service.faults.error_responses import html_page
 from local.model_service.faults.fault import Arguments, ReplyChange, StepChange, Steps
 from local.model_service.reply import Reply
-from local.model_service.steps import Event, EventKind, Headers, Pause, Raw, Step, Token
+from local.model_service.steps import Cut, Event, EventKind, Headers, Pause, Raw, Step, Token
 
 # A step to insert: fixed, or made by the wire. A pause gets its seconds from the fault's first argument.
 type Insertion = Step | Callable[[Reply], Event | None]
 
 HTML_PAGE = Raw(html_page(200, "Sign in").body)
 PAUSE = Pause(0)
+
+# Errors and other events as servers other than Azure's are known to send them, in the middle of a stream.
+NAMED_ERROR = Event("odd", b'{"code":"Throttling.AllocationQuota","message":"Allocated quota exceeded."}', b"error")
+FLAT_ERROR = Event("odd", b'{"choices":null,"error_type":"InternalServerError","error_message":"An error occurred."}')
+ERROR_OBJECT = Event(
+    "odd", b'{"object":"error","message":"An error occurred.","type":"InternalServerError","code":500}'
+)
+BARE_ERROR = Raw(b'{"error":{"message":"Rate limit reached.","type":"rate_limit_error","code":"429"}}\n\n')
+BAD_REQUEST = Event("odd", b'{"error":{"message":"Invalid value.","type":"invalid_request_error","code":400}}')
+TOO_LONG = Event(
+    "odd",
+    b'{"error":{"object":"error","message":"This model\'s maximum context length is 8192 tokens.",'
+    b'"type":"BadRequestError","param":null,"code":400}}',
+)
+UNKNOWN_EVENT = Event("odd", b'{"status":"queued","position":3}')
+PING_EVENT = Event("odd", b"ping")
 
 
 def _made(insertions: Iterable[Insertion], reply: Reply, arguments: Arguments) -> Iterable[Step]:
@@ -115,9 +131,68 @@ def error_event(reply: Reply) -> Event:
     return reply.error_event()
 
 
+def failed_choice(reply: Reply) -> Event:
+    """The event of a choice that ends in an error."""
+    return reply.failed_finish_event()
+
+
+def failed_finish(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+    """The finish reason is an error."""
+    return (reply.failed_finish_event() if isinstance(it, Event) and it.kind == "finish" else it for it in steps)
+
+
+def unfinished_end(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    """The marker of the end is not finished: its blank line and line end are missing."""
+    return (Raw(b"data: " + it.payload) if isinstance(it, Event) and it.kind == "done" else it for it in steps)
+
+
+def usage_last(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    """The usage comes behind the marker of the end."""
+    usage = []
+    for step in steps:
+        if isinstance(step, Event) and step.kind == "usage":
+            usage.append(step)
+        else:
+            yield step
+    yield from usage
+
+
+def reset_at_end(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
+    """The connection is reset where the marker of the end would come."""
+    for step in steps:
+        if isinstance(step, Event) and step.kind == "done":
+            yield Cut(reset=True)
+        yield step
+
+
+def whole_document(_steps: Steps, reply: Reply, _arguments: Arguments) -> Steps:
+    """One document, whatever was asked for."""
+    return reply.whole(0)
+
+
+def comments(steps: Steps, _reply: Reply, arguments: Arguments) -> Steps:
+    """Nothing but comments for some seconds, after as many tokens as the last argument says; in a document, white space
+    in their place."""
+    seconds, tokens = arguments[0], 0
+    for step in steps:
+        while (
+            seconds > 0 and tokens and (isinstance(step, Raw) or (isinstance(step, Token) and tokens >= arguments[1]))
+        ):
+            yield Raw(b"\n" if isinstance(step, Raw) else b": keep-alive\n\n")
+            yield Pause(min(seconds, 0.1))
+            seconds -= 0.1
+        tokens += isinstance(step, Token | Raw)
+        yield step
+
+
 def text_event(text: str | None) -> Callable[[Reply], Event]:
     """An event with this text."""
     return lambda reply: reply.text_event(text)
+
+
+def ping_event(_: Reply) -> Event:
+    """An event that keeps the connection open, and is no chunk."""
+    return PING_EVENT
 
 
 def raw_text_event(literal: bytes) -> Callable[[Reply], Event]:

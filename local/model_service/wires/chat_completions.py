@@ -17,7 +17,7 @@ from local.model_service.answers import REASONING_TOKENS, SCHEMA_ERRORS, ToolCal
 from local.model_service.content_filter import filter_results, prompt_filter_results
 from local.model_service.deployments import is_embedding, is_reasoning, model_name
 from local.model_service.encoding import Document, as_json
-from local.model_service.errors import ErrorResponse, invalid_request, wrong_operation
+from local.model_service.errors import ErrorResponse, error_object, invalid_request, wrong_operation
 from local.model_service.reply import Reply
 from local.model_service.steps import DONE, Event, Headers, Step, Token, TokenKind
 from local.model_service.wires.base import GenerationWire
@@ -368,6 +368,10 @@ class ChatReply(Reply):
         filtered = filter_results(**choice.filtered) if choice.filtered else {}
         chunk = self.delta({}, index, finish_reason=choice.finish_reason, content_filter_results=filtered)
         return Event("finish", chunk)
+
+    def failed_finish_event(self) -> Event:
+        error = error_object("500", "The generation failed.", kind="server_error")
+        return Event("odd", self.delta({"content": ""}, finish_reason="error", error=error))
 
     def usage_event(self) -> Event:
         """The event that a request asks for with `stream_options.include_usage`."""

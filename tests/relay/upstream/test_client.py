@@ -16,7 +16,7 @@ import pytest
 
 from local.model_service import ModelService
 from relay.problems import INVALID_REQUEST, RATE_LIMITED, UPSTREAM_AUTH, UPSTREAM_ERROR, UPSTREAM_TIMEOUT, FieldError
-from relay.settings import AZURE_TOKEN_SCOPE, Settings
+from relay.settings import AZURE_TOKEN_SCOPE, NO_KEY, Settings
 from relay.upstream.answer import Answer
 from relay.upstream.client import ModelServiceClient
 from relay.upstream.credential import SignInError
@@ -365,7 +365,7 @@ class TestSecrets:
             ("eyJhbGciOi.eyJhdWQiOi.", "[…]"),
             ("eyJ", "eyJ"),
             ("half \ud83c a pair", "half ? a pair"),
-            ("", ""),
+            ("none", "none"),
         ],
     )
     async def test_they_are_removed_from_the_message(self, text: str, clean: str) -> None:
@@ -389,6 +389,17 @@ class TestSecrets:
 
         message = {"message": "the-key None none. (  ) "}
         assert await self.cleaned(message, credential=token) == message
+        assert await self.cleaned(message, credential=NO_KEY) == message
+
+    async def test_an_empty_message_is_left_out(self) -> None:
+        assert await self.cleaned({"message": ""}) == {}
+
+    async def test_an_answer_that_has_begun_removes_them_too(self) -> None:
+        answer = await client(FakeSession(FakeResponse())).open(REQUEST, "deployment-1", "request-1")
+        assert not isinstance(answer, Refusal)
+        problem = INVALID_REQUEST.with_upstream_error({"message": "the-key"})
+        assert answer.redact(problem) == INVALID_REQUEST.with_upstream_error({"message": "[…]"})
+        assert answer.redact(UPSTREAM_ERROR) is UPSTREAM_ERROR
 
     async def test_only_identifiers_are_kept_beside_the_message(self) -> None:
         error = {
@@ -399,7 +410,7 @@ class TestSecrets:
             "innererror": {"a": 1},
             "status": "x",
         }
-        assert await self.cleaned(error) == {"param": "messages[0].content-x", "code": "400"}
+        assert await self.cleaned(error) == {"param": "messages[0].content-x"}
         assert await self.cleaned({"type": None, "param": "x" * 65, "code": "x" * 64}) == {"code": "x" * 64}
         assert await self.cleaned({"type": "the-key", "param": "", "code": "\u00fc"}) == {"type": "[…]"}
         assert await self.cleaned({}) == {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from relay.problems import (
+    BODY_TOO_LARGE,
     CATALOGUE,
     CONTENT_FILTER,
     CONTEXT_LENGTH_EXCEEDED,
@@ -29,6 +30,8 @@ from relay.upstream.failures import (
     Refusal,
     classify,
     filtered_categories,
+    find_error,
+    is_failed_finish,
     printable_code,
     retryable,
 )
@@ -36,6 +39,8 @@ from relay.upstream.failures import (
 NOW = 1_700_000_000.25
 MISSING = MODEL_NOT_FOUND.with_detail("The model service has no such deployment (any more). Name another model.")
 NO_CATEGORIES = CONTENT_FILTER.with_content_filter({})
+TOO_LONG = CONTEXT_LENGTH_EXCEEDED.with_upstream_error({"code": "context_length_exceeded"})
+TOO_LARGE = BODY_TOO_LARGE.with_upstream_error({"code": "body_too_large"})
 WRONG_ADDRESS = NOT_CONFIGURED.with_detail("There is no such API at the model service's address in the app's settings.")
 
 
@@ -55,50 +60,104 @@ class TestTable:
     @pytest.mark.parametrize(
         ("status", "error", "problem"),
         [
-            *[(status, {"code": "content_filter"}, NO_CATEGORIES) for status in (400, 413, 422)],
-            *[(status, {"code": "context_length_exceeded"}, CONTEXT_LENGTH_EXCEEDED) for status in (400, 413, 422)],
-            *[(status, {"code": "other"}, refused({"code": "other"})) for status in (400, 413, 422)],
-            (400, {"code": "429"}, refused({"code": "429"})),
-            (400, {"code": "model_not_found"}, refused({"code": "model_not_found"})),
+            *[(status, {"code": "content_filter"}, NO_CATEGORIES) for status in (400, 403, 413, 422, 500)],
+            *[(status, {"code": "context_length_exceeded"}, TOO_LONG) for status in (400, 413, 422, 429, 500)],
+            *[(status, {"code": "other"}, refused({"code": "other"})) for status in (400, 422)],
+            (413, {"code": "other"}, TOO_LARGE),
+            (413, {"code": "tokens_limit_reached"}, TOO_LONG),
+            (413, None, TOO_LARGE),
+            (413, "<html>", TOO_LARGE),
+            (400, {"code": "429"}, RATE_LIMITED),
+            (400, {"code": 429}, RATE_LIMITED),
+            (400, {"code": "399"}, refused({})),
+            (400, {"code": True}, refused({})),
+            (400, {"code": "model_not_found"}, MISSING),
+            (400, {"type": "not_found_error"}, refused({"type": "not_found_error"})),
             (400, None, refused({})),
+            (400, "<html>", refused({})),
+            (400, "no such thing", refused({"message": "no such thing"})),
+            (400, [{"error": {"code": 400, "message": "no"}}], refused({"message": "no"})),
+            (400, {"detail": [{"loc": ["body"], "msg": "no"}]}, refused({"message": "no"})),
             (401, {"code": "401"}, UPSTREAM_AUTH),
-            (403, {"code": "content_filter"}, UPSTREAM_AUTH),
+            (401, {"type": "invalid_request_error"}, UPSTREAM_AUTH),
+            (403, {"type": "invalid_request_error", "code": "other"}, UPSTREAM_AUTH),
             (404, {"code": "DeploymentNotFound"}, MISSING),
             (404, {"code": "model_not_found"}, MISSING),
-            (404, {"code": "not_found"}, MISSING),
-            (404, {"type": "Not_Found", "code": "other"}, MISSING),
             (404, {"type": "invalid_model_error"}, MISSING),
+            (404, {"type": "not_found_error", "message": "model 'x' not found"}, MISSING),
+            (404, {"type": "NotFoundError", "param": "model", "code": 404}, MISSING),
+            (404, {"code": 404, "message": "models/x is not found"}, MISSING),
+            (404, {"code": "not_found"}, WRONG_ADDRESS),
+            (404, {"code": 404, "message": "File Not Found", "type": "not_found_error"}, WRONG_ADDRESS),
             (404, {"code": "404"}, WRONG_ADDRESS),
-            (404, {"type": "invalid_request_error"}, WRONG_ADDRESS),
-            (404, {"code": "content_filter"}, WRONG_ADDRESS),
+            (404, {"type": "invalid_request_error", "message": "Invalid URL (POST /v1/chat)"}, WRONG_ADDRESS),
+            (404, {"detail": "Not Found"}, WRONG_ADDRESS),
             (404, None, WRONG_ADDRESS),
             (408, {}, UPSTREAM_TIMEOUT),
             (504, {}, UPSTREAM_TIMEOUT),
+            (504, {"type": "server_error"}, UPSTREAM_TIMEOUT),
+            (524, "<html>", UPSTREAM_TIMEOUT),
             (429, {}, RATE_LIMITED),
-            (429, {"code": "context_length_exceeded"}, RATE_LIMITED),
+            (429, {"type": "invalid_request_error"}, RATE_LIMITED),
             *[(status, {}, UPSTREAM_ERROR) for status in (302, 405, 409, 418, 500, 502, 503, 529, 999)],
-            (500, {"code": "429"}, UPSTREAM_ERROR),
-            (500, {"code": "content_filter"}, UPSTREAM_ERROR),
+            (500, {"code": "429"}, RATE_LIMITED),
+            (500, {"code": 400, "type": "None"}, refused({"type": "None"})),
+            (500, {"type": "invalid_request_error"}, refused({"type": "invalid_request_error"})),
             (500, {"type": "model_error"}, UPSTREAM_ERROR),
+            (500, {"type": "server_error"}, UPSTREAM_ERROR),
+            (503, {"code": "overloaded_error"}, UPSTREAM_ERROR),
         ],
     )  # fmt: skip
     def test_a_response(self, status: int, error: Any, problem: Problem) -> None:
         refusal = classify(error, status=status)
         assert refusal.problem == problem
         assert refusal.status == status
+        assert refusal.error is error
 
     @pytest.mark.parametrize(
         ("error", "problem"),
         [
             ({"code": "content_filter"}, NO_CATEGORIES),
             ({"type": "Content_Filter"}, NO_CATEGORIES),
-            ({"code": "context_length_exceeded"}, CONTEXT_LENGTH_EXCEEDED),
+            ({"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}, NO_CATEGORIES),
+            ({"code": "content_filter", "status": 400}, NO_CATEGORIES),
+            ({"code": "DataInspectionFailed"}, NO_CATEGORIES),
+            ({"code": "context_length_exceeded"}, TOO_LONG),
+            (
+                {"code": 400, "type": "exceed_context_size_error"},
+                CONTEXT_LENGTH_EXCEEDED.with_upstream_error(
+                    {"code": "context_length_exceeded", "type": "exceed_context_size_error"}
+                ),
+            ),
             ({"code": "429"}, RATE_LIMITED),
             ({"code": 429}, RATE_LIMITED),
             ({"code": "rate_limit_exceeded"}, RATE_LIMITED),
             ({"code": "TOO_MANY_REQUESTS"}, RATE_LIMITED),
             ({"code": "other", "type": "insufficient_quota"}, RATE_LIMITED),
-            ({"code": "DeploymentNotFound"}, UPSTREAM_ERROR),
+            ({"type": "rate_limit_error", "code": None}, RATE_LIMITED),
+            ({"code": "Throttling.AllocationQuota"}, RATE_LIMITED),
+            ({"status": "RESOURCE_EXHAUSTED"}, RATE_LIMITED),
+            ({"code": 500, "type": "rate_limit_error"}, UPSTREAM_ERROR),
+            ({"code": "rate_limit_error", "type": "content_filter"}, RATE_LIMITED),
+            ({"code": "DeploymentNotFound"}, MISSING),
+            ({"type": "NotFoundError"}, MISSING),
+            ({"code": 404}, MISSING),
+            ({"type": "authentication_error"}, UPSTREAM_AUTH),
+            ({"type": "permission_error"}, UPSTREAM_AUTH),
+            ({"code": 401}, UPSTREAM_AUTH),
+            ({"type": "overloaded_error"}, UPSTREAM_ERROR),
+            ({"code": 504}, UPSTREAM_TIMEOUT),
+            ({"type": "timeout_error"}, UPSTREAM_TIMEOUT),
+            (
+                {"type": "request_too_large"},
+                BODY_TOO_LARGE.with_upstream_error({"type": "request_too_large", "code": "body_too_large"}),
+            ),
+            ({"type": "BadRequestError"}, refused({"type": "BadRequestError"})),
+            ({"type": "invalid_request_error"}, refused({"type": "invalid_request_error"})),
+            ({"code": "InvalidParameter"}, refused({"code": "InvalidParameter"})),
+            ({"status_code": 429, "message": "?"}, RATE_LIMITED),
+            ({"statusCode": "503", "message": "?"}, UPSTREAM_ERROR),
+            ({"error": {"error": {"code": 429}}}, RATE_LIMITED),
             ({"code": "server_error"}, UPSTREAM_ERROR),
             ({"type": "model_error"}, UPSTREAM_ERROR),
             ({}, UPSTREAM_ERROR),
@@ -116,16 +175,138 @@ class TestTable:
         assert refusal.retry_after is None
 
 
+class TestTooLong:
+    """A prompt that does not fit, which many servers tell by their words alone."""
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "This model's maximum context length is 8192 tokens.",
+            "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
+            "the request exceeds the available context size",
+            "Prompt contains 9000 tokens, too large for model with 8192 maximum context length",
+            "prompt is too long: 210000 tokens > 200000 maximum",
+            "The input token count (9) exceeds the maximum number of tokens allowed (8).",
+            "Range of input length should be [1, 8192]",
+        ],
+    )
+    def test_by_its_words(self, message: str) -> None:
+        shown = {"message": message, "code": "context_length_exceeded"}
+        expected = CONTEXT_LENGTH_EXCEEDED.with_upstream_error(shown)
+        for error in ({"message": message, "code": 400}, {"message": message}, message, {"error": message}):
+            assert classify(error).problem == expected
+            assert classify(error, status=400).problem == expected
+        assert classify({"message": message}, status=500).problem == UPSTREAM_ERROR
+        assert classify({"message": message}, status=429).problem == RATE_LIMITED
+
+    def test_other_words_about_a_context_do_not(self) -> None:
+        assert classify({"message": "unknown field context"}, status=400).problem.code == "invalid_request"
+
+
+CHOICES = {"choices": [{"index": 0, "delta": {"content": "x"}}]}
+
+
+class TestFindError:
+    @pytest.mark.parametrize(
+        ("document", "error"),
+        [
+            ({"error": {"code": 1}}, {"code": 1}),
+            ({"error": {"code": 1}, **CHOICES}, {"code": 1}),
+            ({"error": [{"code": 1}]}, {"code": 1}),
+            ({"error": "text", "code": 429, "x": 1}, {"message": "text", "code": 429}),
+            ({"error": "text", **CHOICES}, {"message": "text"}),
+            ({"error": True, "message": "m"}, {"message": "m"}),
+            ({"error": {}}, {}),
+            ({"error": False}, {}),
+            ({"error": []}, {}),
+            ({"error": {"error": {"code": 1}}}, {"code": 1}),
+            ({"error": {"message": "m", "error": {"code": 1}}}, {"message": "m", "error": {"code": 1}}),
+            ([{"error": {"code": 1}}], {"code": 1}),
+            ({"object": "error", "message": "m"}, {"object": "error", "message": "m"}),
+            ({"type": "error", "code": "c"}, {"type": "error", "code": "c"}),
+            (
+                {"error_type": "t", "error_message": "m", "error_code": 5, "choices": None},
+                {"type": "t", "message": "m", "code": 5},
+            ),
+            ({"error_message": "m", **CHOICES}, {"message": "m"}),
+            ({"message": "m"}, {"message": "m"}),
+            ({"message": "m", "code": 500}, {"message": "m", "code": 500}),
+            ({"message": "m", "code": "c", "choices": []}, {"message": "m", "code": "c", "choices": []}),
+            ({"errors": [{"message": "m"}]}, {"message": "m"}),
+            ({"errors": ["m"]}, {"message": "m"}),
+            ({"detail": "m"}, {"message": "m"}),
+            ({"detail": [{"msg": "m"}]}, {"message": "m"}),
+            ({"choices": [{"error": {"code": 1}}]}, {"code": 1}),
+            ({"choices": [{"error": "m"}]}, {"message": "m"}),
+            ({"choices": [{"delta": {"error": {"code": 1}}}]}, {"code": 1}),
+            ({"choices": [{"message": {"error": {"code": 1}}}]}, {"code": 1}),
+            ({"choices": [{}, {"finish_reason": "error"}]}, {"code": "error"}),
+        ],
+        ids=str,
+    )
+    def test_where_it_may_be(self, document: Any, error: Any) -> None:
+        assert find_error(document) == error
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            None,
+            5,
+            "text",
+            [],
+            ["error"],
+            {},
+            CHOICES,
+            {**CHOICES, "error": None},
+            {**CHOICES, "error": {}},
+            {**CHOICES, "error": ""},
+            {**CHOICES, "message": "m", "code": 5},
+            {"choices": [None, 5, {"finish_reason": "stop", "error": None}, {"finish_reason": 5, "delta": []}]},
+            {"message": "ok", "code": 0},
+            {"message": "ok", "code": 200},
+            {"message": {"content": "x"}},
+            {"message": ""},
+            {"detail": []},
+            {"detail": [5]},
+            {"errors": []},
+            {"error_message": ""},
+            {"usage": {}},
+        ],
+        ids=str,
+    )
+    def test_where_there_is_none(self, document: Any) -> None:
+        assert find_error(document) is None
+
+    def test_its_nesting_is_bounded(self) -> None:
+        error: Any = "text"
+        for _ in range(100_000):
+            error = {"error": error}
+        assert classify(error).problem == UPSTREAM_ERROR
+
+    @pytest.mark.parametrize(
+        "reason", ["error", "ERROR", "abort", "cancelled", "failed", "network_error", "insufficient_system_resource"]
+    )
+    def test_a_finish_that_is_none(self, reason: str) -> None:
+        assert is_failed_finish(reason)
+
+    @pytest.mark.parametrize(
+        "reason",
+        ["stop", "length", "content_filter", "tool_calls", "function_call", "end_turn", "eos_token", "x" * 10**6],
+    )
+    def test_a_finish_that_is_one(self, reason: str) -> None:
+        assert not is_failed_finish(reason)
+
+
 class TestReason:
     @pytest.mark.parametrize(
         ("error", "code"),
         [
             ({"code": "DeploymentNotFound"}, "DeploymentNotFound"),
-            ({"code": "", "type": "a_type"}, "none"),
-            ({"type": "a_type"}, "none"),
+            ({"code": "", "type": "a_type"}, "a_type"),
+            ({"type": "a_type"}, "a_type"),
             ({"code": 429}, "429"),
             ({"code": "two words"}, "unreadable"),
-            ({"code": {"a": 1}}, "unreadable"),
+            ({"code": {"a": 1}}, "none"),
             (None, "none"),
         ],
     )
@@ -143,7 +324,7 @@ class TestReason:
         ],
     )
     def test_of_an_error_in_a_stream(self, error: Any, code: str) -> None:
-        assert classify(error).reason == f"the model service sent an error in the stream, code {code}"
+        assert classify(error).reason == f"the model service sent an error in its answer, code {code}"
 
     @pytest.mark.parametrize("code", ["a", "A.b_c-9", "x" * 64])
     def test_a_plain_identifier_is_printable(self, code: str) -> None:
@@ -177,6 +358,10 @@ class TestContentFilter:
             "y" * 50: {"filtered": True},
         }
 
+    def test_their_number_is_bounded(self) -> None:
+        results = {f"category_{number}": {"filtered": True} for number in range(1000)}
+        assert len(filtered_categories(results)) == 50
+
     def test_they_are_part_of_the_problem(self) -> None:
         inner = {"code": "x", "content_filter_result": {"hate": {"filtered": True}, "violence": {"filtered": False}}}
         expected = CONTENT_FILTER.with_content_filter({"hate": {"filtered": True}})
@@ -204,19 +389,27 @@ class TestBadRequest:
 
     @pytest.mark.parametrize("param", ["messages[0]", "other", None, ["messages"]])
     def test_unless_there_is_no_such_field(self, param: Any) -> None:
-        error = {"param": param}
-        assert classify(error, status=400, fields=FIELDS).problem == refused(error)
+        shown = {"param": param} if isinstance(param, str) else {}
+        assert classify({"param": param}, status=400, fields=FIELDS).problem == refused(shown)
+
+    def test_what_is_passed_on_of_it_is_bounded(self) -> None:
+        error = {"code": "c" * 300, "type": ["t"], "param": 5, "message": "m" * 90_000, "other": "o"}
+        shown = {"code": "c" * 100, "param": "5", "message": "m" * 4000}
+        assert classify(error, status=400).problem == refused(shown)
 
     def test_without_fields_none_is_named(self) -> None:
         error = {"param": "messages"}
         assert classify(error, status=400).problem == classify(error, status=400, fields={}).problem == refused(error)
 
-    @pytest.mark.parametrize(
-        "error", [{"code": "content_filter"}, {"code": "context_length_exceeded"}], ids=lambda error: error["code"]
-    )
-    def test_no_other_problem_holds_the_upstream_error(self, error: Any) -> None:
-        assert classify({**error, "param": "messages"}, status=400, fields=FIELDS).problem.upstream_error is None
-        assert classify({**error, "param": "messages"}, status=429, fields=FIELDS).problem.errors == ()
+    def test_a_prompt_that_is_too_long_holds_it_too(self) -> None:
+        error = {"code": "context_length_exceeded", "param": "messages", "message": "too long"}
+        problem = classify(error, status=400, fields=FIELDS).problem
+        assert problem == CONTEXT_LENGTH_EXCEEDED.with_upstream_error(error)
+
+    @pytest.mark.parametrize("code", ["content_filter", "rate_limit_exceeded", "model_not_found", "server_error"])
+    def test_no_other_problem_holds_the_upstream_error(self, code: str) -> None:
+        problem = classify({"code": code, "param": "messages", "message": "x"}, fields=FIELDS).problem
+        assert (problem.upstream_error, problem.errors) == (None, ())
 
 
 def date(seconds: float) -> str:
@@ -279,7 +472,6 @@ class TestRetryAfter:
             (400, {"code": "content_filter"}),
             (400, {"code": "context_length_exceeded"}),
             (401, {}),
-            (403, {}),
             (404, {}),
             (404, {"code": "not_found"}),
         ],
@@ -289,9 +481,45 @@ class TestRetryAfter:
         assert with_header == classify(error, status=status)
         assert (with_header.retry_after, with_header.problem.retry_after) == (None, None)
 
+    def test_a_quota_that_is_used_up_at_api_management(self) -> None:
+        refusal = classify({}, status=403, headers={"retry-after": "754"})
+        assert (refusal.problem, refusal.retry_after) == (RATE_LIMITED.with_retry_after(120), 120.0)
+        assert classify({}, status=403, headers={"retry-after": "soon"}).problem is UPSTREAM_AUTH
+        assert classify({}, status=401, headers={"retry-after": "7"}).problem is UPSTREAM_AUTH
+
+    @pytest.mark.parametrize(
+        ("headers", "seconds"),
+        [
+            ({"x-ratelimit-reset-tokens": "55"}, 55.0),
+            ({"x-ratelimit-reset-requests": "1m3s"}, 63.0),
+            ({"x-ratelimit-reset-requests": "120ms"}, 0.12),
+            ({"x-ratelimit-reset-tokens": "1.5s"}, 1.5),
+            ({"x-ratelimit-reset-tokens": "0h0m7.66s"}, 7.66),
+            ({"x-ratelimit-reset-tokens": "6h0m0s"}, 120.0),
+            ({"x-ratelimit-reset-tokens": "1d"}, 120.0),
+            ({"x-ratelimit-reset-tokens": "1s500ms"}, 1.5),
+            ({"x-ratelimit-reset-tokens": "2s", "x-ratelimit-reset-requests": "9s"}, 9.0),
+            (
+                {
+                    "x-ratelimit-reset-tokens": "2s",
+                    "x-ratelimit-reset-requests": "9s",
+                    "x-ratelimit-remaining-tokens": "0",
+                    "x-ratelimit-remaining-requests": "5",
+                },
+                2.0,
+            ),
+            ({"retry-after": "3", "x-ratelimit-reset-tokens": "55"}, 3.0),
+            *[({"x-ratelimit-reset-tokens": text}, None) for text in ("", "soon", "s", "-", "3 s", "5m3", "nan")],
+            ({"x-ratelimit-reset-tokens": "9" * 10_000 + "s"}, 120.0),
+        ],
+        ids=str,
+    )
+    def test_a_limit_that_is_reset(self, headers: dict[str, str], seconds: float | None) -> None:
+        assert classify({}, status=429, headers=headers).retry_after == seconds
+
     def test_in_a_stream_there_is_none(self) -> None:
         assert classify({"code": "429"}) == Refusal(
-            RATE_LIMITED, "the model service sent an error in the stream, code 429", None, None
+            RATE_LIMITED, "the model service sent an error in its answer, code 429", None, None
         )
 
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.upstream import sse
-from relay.upstream.sse import EventTooLongError, SSEDecoder
+from relay.upstream.sse import EventTooLongError, NamedEvent, SSEDecoder
 from tests.relay.event_streams import LINE_ENDS, split_at
 
 
@@ -28,7 +28,7 @@ class TestAnyStream:
             lambda text: f"data: {text}"
         ),
         st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12).filter(
-            lambda text: not re.match(r"\ufeff|(id|event|retry|data)(:|$)", text)
+            lambda text: not re.match(r"\ufeff|\{|(id|event|retry|data)(:|$)", text)
         ),
     )
 
@@ -169,3 +169,48 @@ class TestLength:
     def test_each_event_has_the_limit_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 20)
         assert decoded(b"data: 0123456\n\n" * 3, b"data: 0123456", b"\n\n", b"\n" * 50) == [b"0123456"] * 4
+
+
+class TestNames:
+    def test_the_event_type_is_kept_with_the_data(self) -> None:
+        named, plain, other = decoded(b"event: error\ndata: a\n\ndata: b\n\ndata: c\nevent:x \n\n")
+        assert (named, plain, other) == (b"a", b"b", b"c")
+        assert isinstance(named, NamedEvent)
+        assert named.name == b"error"
+        assert type(plain) is bytes
+        assert isinstance(other, NamedEvent)
+        assert other.name == b"x "
+
+    def test_an_event_type_without_data_does_not_last(self) -> None:
+        (plain,) = decoded(b"event: error\n\ndata: a\n\n")
+        assert type(plain) is bytes
+
+
+class TestEnd:
+    @pytest.mark.parametrize("content", [b"data: a", b"data: a\n", b"data: a\r", b"data: a\r\n"])
+    def test_a_last_event_without_its_blank_line(self, content: bytes) -> None:
+        for cut in range(len(content)):
+            decoder = SSEDecoder()
+            assert decoder.feed(content[:cut]) == decoder.feed(content[cut:]) == []
+            assert decoder.end() == [b"a"]
+            assert decoder.end() == []
+
+    @pytest.mark.parametrize("content", [b"", b"data: a\n\n", b": comment", b"id: 5"])
+    def test_there_may_be_none(self, content: bytes) -> None:
+        decoder = SSEDecoder()
+        decoder.feed(content)
+        assert decoder.end() == []
+
+
+def test_a_line_that_begins_as_a_json_object_is_data() -> None:
+    assert decoded(b'data: a\n\n{"error":1}\n\n{"b":\n2}\n\n[1]\n\n') == [b"a", b'{"error":1}', b'{"b":']
+
+
+@pytest.mark.parametrize(
+    ("content", "within"),
+    [(b"data: a", True), (b"data: a\n", True), (b"data: a\n\n", False), (b": data", False), (b"", False)],
+)
+def test_data_that_has_not_all_arrived(content: bytes, within: bool) -> None:
+    decoder = SSEDecoder()
+    decoder.feed(content)
+    assert decoder.within_data is within

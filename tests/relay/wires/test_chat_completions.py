@@ -200,11 +200,23 @@ class TestDecoderAndEncoder:
         encoder = accepted(stream=True, stream_options=options).encoder(None)
         assert encoder.text(Verbatim(b"", [b"{}"], usage=True)) == (b"data: {}\n\n" if sent else b"")
 
+    def test_an_answer_is_complete_when_each_of_its_choices_is(self) -> None:
+        finish = b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n'
+        decoder = accepted(stream=True, n=2).decoder()
+        decoder.feed(finish % 0)
+        assert not decoder.complete
+        decoder.feed(finish % 1)
+        assert decoder.complete
+        decoder = accepted(n=2).decoder()
+        decoder.feed(finish % 1)
+        assert isinstance(decoder.end()[-1], Failed)
+
 
 class TestEventEncoder:
     def test_properties(self) -> None:
         encoder = EventEncoder(include_usage=False)
         assert (encoder.media_type, encoder.whole) == ("text/event-stream; charset=utf-8", False)
+        assert encoder.breaks_off, "a client that skips the error would take a clean end for a complete answer"
         assert encoder.ping == b": ping\n\n"
 
     @pytest.mark.parametrize("include_usage", [False, True])
@@ -227,6 +239,7 @@ class TestEventEncoder:
 def test_the_document_encoder_sends_the_document() -> None:
     encoder = DocumentEncoder()
     assert (encoder.media_type, encoder.whole, encoder.ping) == ("application/json", True, b"")
+    assert not encoder.breaks_off
     assert encoder.text(Text(b'"x"')) == b""
     assert encoder.done(Done("stop", None, None, None, document=b'{ "id": 1 }')) == b'{ "id": 1 }'
     assert encoder.done(Done("stop", None, None, None)) == b""

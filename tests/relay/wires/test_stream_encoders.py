@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.problems import UPSTREAM_INTERRUPTED
-from relay.streaming.events import Done, Encoder, Failed, Text
+from relay.streaming.events import AnswerTooLongError, Done, Encoder, Failed, Text
 from relay.usage import Usage
+from relay.wires import stream_encoders
 from relay.wires.chat_decoders import TextDecoder
 from relay.wires.stream_encoders import (
     JSONDocumentEncoder,
@@ -117,12 +118,21 @@ def test_each_text_is_sent_at_once(name: str) -> None:
         assert b"two" in out[1]
 
 
+def test_one_document_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stream_encoders._MAX_DOCUMENT_BYTES == 16 * 1024 * 1024
+    monkeypatch.setattr(stream_encoders, "_MAX_DOCUMENT_BYTES", 1024 * 1024)
+    encoder = JSONDocumentEncoder()
+    encoder.text(Text(b'"%b"' % (b"x" * 1024 * 1024)))
+    with pytest.raises(AnswerTooLongError, match="longer than the 1 MiB"):
+        encoder.text(Text(b'"x"'))
+
+
 def test_the_properties_of_each_format() -> None:
-    assert {name: (it.media_type, it.whole, it.ping) for name, it in new_encoders().items()} == {
-        "sse": ("text/event-stream; charset=utf-8", False, b": ping\n\n"),
-        "ndjson": ("application/x-ndjson", False, b""),
-        "plain": ("text/plain; charset=utf-8", False, b""),
-        "document": ("application/json", True, b""),
+    assert {name: (it.media_type, it.whole, it.breaks_off, it.ping) for name, it in new_encoders().items()} == {
+        "sse": ("text/event-stream; charset=utf-8", False, False, b": ping\n\n"),
+        "ndjson": ("application/x-ndjson", False, False, b""),
+        "plain": ("text/plain; charset=utf-8", False, True, b""),
+        "document": ("application/json", True, False, b""),
     }
 
 
