@@ -242,7 +242,7 @@ class Stream:
 
     async def _open(self, backend: Backend) -> Answer | Refusal:
         self._watchdog.awaiting_upstream = True
-        self._watchdog.last_received = self._loop.time()  # a backend has its own time to begin, however the last ended
+        self._watchdog.begin_silence()
         timeout = self._settings.failover_after if self._failover.has_more() else None
         try:
             async with asyncio.timeout(timeout) as limit:

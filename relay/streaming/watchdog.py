@@ -39,7 +39,7 @@ class Watchdog:
         self.last_written = self.started
         self.awaiting_upstream = False
         self._deadline = self.started + deadline
-        self._silence_timeout = silence_timeout
+        self._silence_timeout = self._current_silence_timeout = silence_timeout
         self._ping_interval = ping_interval
         self._pings_enabled = False
         self._on_deadline = on_deadline
@@ -59,10 +59,15 @@ class Watchdog:
         self._timer.cancel()
         self._timer = self._loop.call_at(self._next_check(), self._check)
 
+    def begin_silence(self) -> None:
+        """The model service is asked now, and has the whole silence timeout to begin its answer."""
+        self._current_silence_timeout = self._silence_timeout
+        self.last_received = self._loop.time()
+
     def lower_silence_timeout(self, seconds: float) -> None:
-        """Let the silence timeout be at most so long from now on."""
-        if seconds < self._silence_timeout:
-            self._silence_timeout = seconds
+        """Let the silence timeout be at most so long, until the model service is asked again."""
+        if seconds < self._current_silence_timeout:
+            self._current_silence_timeout = seconds
             self._timer.cancel()
             self._timer = self._loop.call_at(self._next_check(), self._check)
 
@@ -72,7 +77,7 @@ class Watchdog:
         self._on_deadline = self._on_silence = self._on_ping = _ignore
 
     def _next_check(self) -> float:
-        due = min(self._deadline, self.last_received + self._silence_timeout)
+        due = min(self._deadline, self.last_received + self._current_silence_timeout)
         if self._ping_interval is not None and self._pings_enabled:
             due = min(due, self.last_written + self._ping_interval)
         return due
@@ -83,7 +88,7 @@ class Watchdog:
             self._on_deadline()
             return
         if self.awaiting_upstream:
-            if now >= self.last_received + self._silence_timeout:
+            if now >= self.last_received + self._current_silence_timeout:
                 self._on_silence()
                 return
             if (

@@ -68,6 +68,38 @@ async def post_stream(
     return answer
 
 
+@dataclass(frozen=True)
+class StreamedResponse:
+    """A response that was streamed, as it came; `broken`: its transfer was broken off."""
+
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
+    broken: bool
+
+    def json(self) -> Any:
+        """The content, parsed."""
+        return json.loads(self.content)
+
+    @property
+    def text(self) -> str:
+        """The content, decoded."""
+        return self.content.decode()
+
+
+async def post_streamed(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> StreamedResponse:
+    """Request a stream that may be broken off, and read it to its end."""
+    chunks: list[bytes] = []
+    broken = False
+    async with client.stream("POST", url, json=body) as response:
+        try:
+            async for content in response.aiter_raw():
+                chunks.append(content)
+        except httpx.RemoteProtocolError:
+            broken = True
+        return StreamedResponse(response.status_code, response.headers, b"".join(chunks), broken)
+
+
 def parse_answer(answer: ReceivedAnswer, media_type: str) -> None:
     """Parse `raw` into the text and the ending. Strict: anything that the format does not contain is a failure."""
     if answer.status != 200:

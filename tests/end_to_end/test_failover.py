@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from local.model_service import MANUAL_PACE, ModelService
+from tests.end_to_end.answers import post_streamed
 from tests.end_to_end.hosting import HostedApp, eventually
 
 INSPECTED_APP: Final = Path(__file__).with_name("inspected_app")
@@ -161,7 +162,7 @@ async def send(client: httpx.AsyncClient, kind: str, model: str) -> Outcome:
     else:
         body, url = {"input": "Say something."}, "/stream"
     body |= {"model": model, "stream": kind.endswith("stream")}
-    response = await client.post(url, json=body)
+    response = await post_streamed(client, url, body)
     outcome = Outcome(response.status_code, "", None, request_id=response.headers["x-request-id"])
     if response.status_code != 200:
         document = response.json()
@@ -174,6 +175,7 @@ async def send(client: httpx.AsyncClient, kind: str, model: str) -> Outcome:
         outcome.text, outcome.ending = response.json()["choices"][0]["message"]["content"], "done"
     else:
         parse_events(outcome, response.text)
+        assert response.broken == (outcome.ending != "done" and kind.startswith("openai"))
     return outcome
 
 
@@ -234,18 +236,23 @@ RETRYABLE: Final[dict[str, tuple[str, int | None]]] = {
     "cut-first": (ERROR, None),
     "error-first": (ERROR, None),
     "garbage-first": (ERROR, None),
+    "no-answer": (ERROR, None),
 }
 FINAL: Final = {
     "400": "invalid_request",
     "context-length": "context_length_exceeded",
     "content-filter": "content_filter",
     "404": "model_not_found",
+    "error-bad-request": "invalid_request",
+    "error-too-long": "context_length_exceeded",
 }
 MIDWAY: Final = {
     "cut-midway": "upstream_interrupted",
     "end-midway": "upstream_interrupted",
     "error-midway": ERROR,
     "garbage-midway": ERROR,
+    "error-event": LIMITED,
+    "error-choice": ERROR,
 }
 STALL: Final = "stall-headers"
 FAULTS: Final = (*GOOD, *RETRYABLE, *FINAL, *MIDWAY, STALL)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService, steps
 from local.model_service.wires import chat_completions
-from tests.end_to_end.answers import join_surrogates
+from tests.end_to_end.answers import StreamedResponse, join_surrogates, post_streamed
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.test_errors import (
     BODY_LIMIT,
@@ -520,37 +520,7 @@ async def test_list_of_models(client: httpx.AsyncClient) -> None:
 # ── Failures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class StreamAnswer:
-    """A response that was streamed; `broken`: its transfer was broken off."""
-
-    status_code: int
-    headers: httpx.Headers
-    content: bytes
-    broken: bool
-
-    def json(self) -> Any:
-        return json.loads(self.content)
-
-    @property
-    def text(self) -> str:
-        return self.content.decode()
-
-
-async def post(client: httpx.AsyncClient, body: dict[str, Any]) -> StreamAnswer:
-    """Request a stream, which may be broken off."""
-    chunks: list[bytes] = []
-    broken = False
-    async with client.stream("POST", URL, json=body) as response:
-        try:
-            async for content in response.aiter_raw():
-                chunks.append(content)
-        except httpx.RemoteProtocolError:
-            broken = True
-        return StreamAnswer(response.status_code, response.headers, b"".join(chunks), broken)
-
-
-def check_error(answer: httpx.Response | StreamAnswer, status: int, code: str | None, kind: str) -> None:
+def check_error(answer: httpx.Response | StreamedResponse, status: int, code: str | None, kind: str) -> None:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
@@ -596,7 +566,7 @@ async def test_fault_of_the_model_service(faulty_app: HostedApp, model_service: 
     model_service.faults.update({f"{fault}/{answer}": fault for answer in ("stream", "document")})
     async with faulty_app.client() as client:
         stream, document = await asyncio.gather(
-            post(client, stream_request(model=f"{fault}/stream")),
+            post_streamed(client, URL, stream_request(model=f"{fault}/stream")),
             client.post(URL, json=document_request(model=f"{fault}/document")),
         )
     # Some clients skip an error event, and a clean end behind it would pass for that of a complete answer.
@@ -639,7 +609,7 @@ STREAM_FAULTS: Final = {
 }
 
 
-def check_refused(answer: httpx.Response | StreamAnswer, outcome: Refused, kind: str | None = None) -> None:
+def check_refused(answer: httpx.Response | StreamedResponse, outcome: Refused, kind: str | None = None) -> None:
     check_error(answer, outcome.status, outcome.code, kind or TYPES.get(outcome.status, "server_error"))
     if outcome.retry_after:
         assert int(answer.headers["retry-after"]) in outcome.retry_after
@@ -778,7 +748,7 @@ async def test_failure_after_the_commit_is_an_event(
 ) -> None:
     model_service.faults["*"] = fault
     async with limited_app.client() as client:
-        answer = await post(client, stream_request())
+        answer = await post_streamed(client, URL, stream_request())
     assert (answer.status_code, answer.broken) == (200, True)
     assert answer.content.count(PING + b"\n\n") >= 2
     (last,) = events_of(answer.content)
@@ -813,7 +783,7 @@ async def test_the_deadline(limited_app: HostedApp, model_service: ModelService)
     async with limited_app.client() as client:
         began = time.monotonic()
         stream, document = await asyncio.gather(
-            post(client, stream_request()), client.post(URL, json=document_request())
+            post_streamed(client, URL, stream_request()), client.post(URL, json=document_request())
         )
         assert DEADLINE <= time.monotonic() - began < 6  # of the 6.7 s that the output limit's tokens take
     assert stream.broken

@@ -37,7 +37,7 @@ class Send:
 
     `text` is what they add to its text; `finishes`: they hold the finish reason, which completes it; `completes`: they
     hold the event that ends a complete answer; `usage`: they hold the usage; `progress`: they are a part of the answer,
-    and not only something that keeps the connection open.
+    and not only something that keeps the connection open; `fails`: they hold an error.
     """
 
     content: bytes
@@ -46,6 +46,7 @@ class Send:
     finishes: bool = False
     usage: bool = False
     progress: bool = True
+    fails: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ class ScriptedBackend:
         self.complete = False  # the event that completes the answer has arrived
         self.over_at: float | None = None  # when the event arrived behind which no text follows
         self.ended = False
+        self.failed = False  # an error has arrived, which outweighs a finish reason
         self._begun: asyncio.Future[Headers | Refusal] | None = None
 
     async def open(
@@ -214,6 +216,7 @@ class ScriptedBackend:
         if isinstance(step, Send):
             self.usage_delivered = self.usage_delivered or step.usage
             self.complete = self.complete or step.finishes
+            self.failed = self.failed or step.fails
         else:
             self.ended = True
         self.answer.deliver(step)
