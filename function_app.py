@@ -17,7 +17,9 @@ from relay.settings import auth_level
 from relay.streaming.stream import Stream
 from relay.upstream.pool import BackendPool
 from relay.wires import chat_completions as chat_completions_wire
+from relay.wires import embeddings as embeddings_wire
 from relay.wires import models as models_wire
+from relay.wires import responses as responses_wire
 from relay.wires import stream as stream_wire
 from relay.wires.wire import WireRequest
 
@@ -50,7 +52,7 @@ async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | P
         request = parse(body)
         if isinstance(request, Problem):
             return caller.reject(request)
-        failover = pool.failover(request.model)
+        failover = pool.failover(request.model, request.response_id)
         if isinstance(failover, Problem):
             return caller.reject(failover)
         await pool.connect()
@@ -65,6 +67,17 @@ def prompts(parse: Callable[..., WireRequest | Problem]) -> Handler:
 
     async def handler(caller: CallerRequest, deployment: str | None) -> Response:
         return await answer(caller, parse if deployment is None else functools.partial(parse, deployment=deployment))
+
+    return handler
+
+
+def stored(parse: Callable[[str, list[tuple[str, str]]], WireRequest | Problem]) -> Handler:
+    """The handler of a route whose path names a stored response; a body has no meaning in it."""
+
+    async def handler(caller: CallerRequest, response_id: str | None) -> Response:
+        # The answer to HEAD has no body: a stream would run for no one.
+        query = [] if caller.request.method == "HEAD" else caller.request.query_params.multi_items()
+        return await answer(caller, lambda body: parse(response_id or "", query))
 
     return handler
 
@@ -87,6 +100,13 @@ async def retrieve_model(caller: CallerRequest, model: str | None) -> Response:
 
 OPENAI_API = Routes(
     Route("POST", "/chat/completions", prompts(chat_completions_wire.parse), by_deployment=True),
+    Route("POST", "/responses", prompts(responses_wire.parse)),
+    Route("POST", "/responses/compact", prompts(responses_wire.parse_compact)),
+    Route("GET", "/responses/{response_id}", stored(responses_wire.retrieve)),
+    Route("DELETE", "/responses/{response_id}", stored(responses_wire.delete)),
+    Route("POST", "/responses/{response_id}/cancel", stored(responses_wire.cancel)),
+    Route("GET", "/responses/{response_id}/input_items", stored(responses_wire.input_items)),
+    Route("POST", "/embeddings", prompts(embeddings_wire.parse), by_deployment=True),
     Route("GET", "/models", list_models),
     Route("GET", "/models/{model}", retrieve_model),
 )

@@ -98,6 +98,56 @@ _CHAT: Final[dict[str, Any]] = {
     },
 }
 
+_NEW_RESPONSE: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
+    "properties": {
+        "input": {"description": "validated by the model service"},
+        "model": {"type": ["string", "null"], "minLength": 1},
+        "stream": {"type": ["boolean", "null"]},
+        "background": {"type": ["boolean", "null"]},
+        "max_output_tokens": {"type": ["integer", "null"], "minimum": 1},
+        "previous_response_id": {"type": ["string", "null"], "minLength": 1},
+    },
+}
+
+_COMPACT: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
+    "properties": {name: _NEW_RESPONSE["properties"][name] for name in ("input", "model", "previous_response_id")},
+}
+
+_EMBEDDINGS: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
+    "required": ["model", "input"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "input": {"description": "validated by the model service"},
+    },
+}
+# At Azure's address with an api-version, the deployment in the path is the model.
+_DEPLOYMENT_EMBEDDINGS: Final[dict[str, Any]] = _EMBEDDINGS | {"required": ["input"]}
+
+# Of the requests that concern a stored response; a parameter that is not listed here is an error.
+_RESPONSE_ID: Final = ("response_id", "path", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,256}$"})
+_INCLUDE: Final = ("include[]", "query", {"type": "array", "items": {"type": "string", "maxLength": 256}})
+_RETRIEVE: Final = (
+    _RESPONSE_ID,
+    _INCLUDE,
+    ("include_obfuscation", "query", {"type": "boolean"}),
+    ("stream", "query", {"type": "boolean"}),
+    ("starting_after", "query", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}),
+)
+_LIST: Final = (
+    _RESPONSE_ID,
+    _INCLUDE,
+    ("after", "query", {"type": "string", "maxLength": 256}),
+    ("before", "query", {"type": "string", "maxLength": 256}),
+    ("limit", "query", {"type": "integer"}),
+    ("order", "query", {"enum": ["asc", "desc"]}),
+)
+
 # Where OpenAI's API is: the paths of OpenAI, those of Azure OpenAI's v1 API, and those of its API with an api-version.
 _ADDRESSES: Final = {"": "/v1", "azure_": "/openai/v1", "azure_versioned_": "/openai"}
 _API_VERSION: Final[dict[str, Any]] = {
@@ -120,6 +170,10 @@ def document() -> bytes:
         "Answer": _ANSWER,
         "Problem": _PROBLEM,
         "ChatCompletionRequest": _CHAT,
+        "ResponseRequest": _NEW_RESPONSE,
+        "CompactRequest": _COMPACT,
+        "EmbeddingRequest": _EMBEDDINGS,
+        "DeploymentEmbeddingRequest": _DEPLOYMENT_EMBEDDINGS,
         "OpenAIError": _OPENAI_ERROR,
     }
     text = {"schema": {"type": "string"}}
@@ -189,9 +243,60 @@ def _openai_paths() -> dict[str, Any]:
             models["parameters"] = [_API_VERSION]
             model["parameters"].append(_API_VERSION)
         paths[f"{address}{deployment}/chat/completions"] = {"post": chat}
+        paths |= _responses(prefix, address, stream)
+        embeddings = _operation(
+            prefix + "embeddings",
+            "OpenAI's API of embeddings",
+            _json(),
+            "OpenAIError",
+            "DeploymentEmbeddingRequest" if versioned else "EmbeddingRequest",
+        )
+        if versioned:
+            embeddings["parameters"] = [_path_parameter("deployment"), _API_VERSION]
+        paths[f"{address}{deployment}/embeddings"] = {"post": embeddings}
         paths[f"{address}/models"] = {"get": models}
         paths[f"{address}/models/{{model}}"] = {"get": model}
     return paths
+
+
+def _responses(prefix: str, address: str, stream: dict[str, Any]) -> dict[str, Any]:
+    """The operations of the Responses API at one address."""
+    error, path = "OpenAIError", f"{address}/responses"
+    one = f"{path}/{{response_id}}"
+    create = _operation(prefix + "create_response", "A new response", stream, error, "ResponseRequest")
+    compact = _operation(prefix + "compact_response", "A conversation made shorter", _json(), error, "CompactRequest")
+    paths: dict[str, Any] = {
+        path: {"post": create},
+        f"{path}/compact": {"post": compact},
+        one: {
+            "get": _stored(prefix + "retrieve_response", "A stored response, or its events", stream, _RETRIEVE),
+            "delete": _stored(prefix + "delete_response", "Delete a stored response", _json()),
+        },
+        f"{one}/cancel": {"post": _stored(prefix + "cancel_response", "Cancel a response in the background", _json())},
+        f"{one}/input_items": {
+            "get": _stored(prefix + "list_input_items", "What a stored response was made of", _json(), _LIST)
+        },
+    }
+    if address == "/openai":
+        for operations in paths.values():
+            for operation in operations.values():
+                operation["parameters"] = [*operation.get("parameters", ()), _API_VERSION]
+    return paths
+
+
+def _stored(
+    name: str,
+    summary: str,
+    content: dict[str, Any],
+    parameters: tuple[tuple[str, str, dict[str, Any]], ...] = (_RESPONSE_ID,),
+) -> dict[str, Any]:
+    """An operation on a stored response: it can fail with every problem that an operation with a body can."""
+    operation = _operation(name, summary, content, "OpenAIError", "ResponseRequest")
+    del operation["requestBody"]
+    operation["parameters"] = [
+        {"name": name, "in": place, "required": place == "path", "schema": schema} for name, place, schema in parameters
+    ]
+    return operation
 
 
 def _path_parameter(name: str) -> dict[str, Any]:

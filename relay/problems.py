@@ -101,6 +101,10 @@ class Problem:
 
     def openai_document(self, request_id: str) -> bytes:
         """The same failure as OpenAI's error object on one line, so that its clients raise their usual exceptions."""
+        return msgspec.json.encode({"error": self.openai_error(), "request_id": request_id})
+
+    def openai_error(self) -> dict[str, Any]:
+        """The members of OpenAI's error object."""
         upstream = self.upstream_error or {}
         message = upstream.get("message")
         error: dict[str, Any] = {
@@ -114,7 +118,7 @@ class Problem:
                 "code": "ResponsibleAIPolicyViolation",
                 "content_filter_result": self.content_filter,
             }
-        return msgspec.json.encode({"error": error, "request_id": request_id})
+        return error
 
     def _sentence(self) -> str:
         fields = " ".join(f"{error.field}: {error.message.rstrip('.')}." for error in self.errors)
@@ -163,6 +167,20 @@ METHOD_NOT_ALLOWED: Final = Problem(
     HTTPStatus.METHOD_NOT_ALLOWED,
     "The path does not take this method",
     "Send the request with a method that the header Allow names.",
+)
+RESPONSE_NOT_FOUND: Final = Problem(
+    "response_not_found",
+    HTTPStatus.NOT_FOUND,
+    "There is no such response here",
+    "None of this app's accounts has a response with this id: it was not stored, was deleted, or has expired. Check "
+    "the id, or create the response again.",
+)
+PREVIOUS_RESPONSE_NOT_FOUND: Final = Problem(
+    "previous_response_not_found",
+    HTTPStatus.BAD_REQUEST,
+    "The previous response was not found",
+    "None of the accounts with this model has a response with the id in previous_response_id: it was not stored, was "
+    "deleted, or has expired. Check the id, or send the whole conversation as input.",
 )
 BODY_TOO_LARGE: Final = Problem(
     "body_too_large",
@@ -240,6 +258,8 @@ CATALOGUE: Final = (
     MODEL_NOT_FOUND,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    RESPONSE_NOT_FOUND,
+    PREVIOUS_RESPONSE_NOT_FOUND,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     RATE_LIMITED,

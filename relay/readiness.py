@@ -96,7 +96,7 @@ class Readiness:
         self._findings: list[Finding] = []
         limit = pool.settings.max_output_tokens
         self._short = StreamRequest(input=".").upstream_request(max_output_tokens=limit)
-        self._empty = replace(self._short, parameters={**self._short.parameters, "messages": []})
+        self._empty = replace(self._short, parameters={**(self._short.parameters or {}), "messages": []})
 
     async def document(self) -> tuple[int, bytes]:
         """The status, 200 when every model has a backend that answers and otherwise 503, and the document."""

@@ -31,13 +31,15 @@ _NOISY_LOGGERS: Final = (
 class Record:
     """What is recorded of one stream while it runs. Times are in seconds since the request was read.
 
+    `model` is the model asked for, None for a request that concerns none; `operation` is what was asked of it.
     `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's code and `reason` its details; `refusals`
     are those of the backends that were asked before.
     """
 
     request_id: str
     invocation_id: str
-    model: str
+    model: str | None
+    operation: str = "chat"
     outcome: str = "failed"
     status: int = 0
     code: str | None = None
@@ -64,7 +66,7 @@ class Record:
         """
         usage = self.usage
         attributes = {
-            "gen_ai.operation.name": "chat",
+            "gen_ai.operation.name": self.operation,
             "gen_ai.provider.name": "azure.ai.openai",
             "gen_ai.request.model": self.model,
             "gen_ai.response.id": self.response_id,
@@ -130,7 +132,7 @@ class _OpenTelemetry:
         ended = time.time_ns()
         # The stream's task has inherited the context that the worker set for the invocation.
         span = self._tracer.start_span(
-            f"chat {record.model}",
+            f"{record.operation} {record.model}" if record.model else record.operation,
             kind=self._trace.SpanKind.CLIENT,
             attributes=attributes,
             start_time=ended - int(record.duration * 1e9),

@@ -31,7 +31,10 @@ class Verbatim(Text):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is complete; `document` is the whole response where no stream was requested from the upstream."""
+    """The answer is complete; `document` is the whole response where no stream was requested from the upstream.
+
+    `closed`: nothing of the answer can follow, not even its usage.
+    """
 
     finish_reason: str | None
     model: str | None
@@ -39,6 +42,7 @@ class Done:
     id: str | None
     content_filter: dict[str, Any] | None = None
     document: bytes | None = None
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,14 @@ class Failed:
     """The answer ended without being complete; `reason` is for the log, never for the caller.
 
     `error` is the upstream's error as it came, where there was one; it goes nowhere.
+    `passed_on`: the event by which the model service ended it was passed on, so that the caller knows.
     """
 
     problem: Problem
     reason: str
     usage: Usage | None = None
     error: object = field(default=None, repr=False, compare=False)
+    passed_on: bool = False
 
 
 Event = Text | Done | Failed

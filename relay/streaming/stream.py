@@ -105,7 +105,7 @@ class Stream:
         self._decoder = self._new_decoder()
         self._encoder = encoder
         self._settings = settings
-        self._record = Record(caller.request_id, caller.invocation_id, failover.model)
+        self._record = Record(caller.request_id, caller.invocation_id, failover.model, self._request.operation)
         self._loop = asyncio.get_running_loop()
         # The outcome of the commit: a failure that keeps its HTTP status, a whole document, or None for a stream.
         self._committed: asyncio.Future[Failed | bytes | None] = self._loop.create_future()
@@ -272,7 +272,7 @@ class Stream:
             terminal = Failed(UPSTREAM_ERROR.with_detail(str(error)), "the answer is too long for one document")
         if isinstance(terminal, Failed):
             return self._explained(terminal, answer)
-        if terminal.usage is None and terminal.document is None:
+        if terminal.usage is None and terminal.document is None and not terminal.closed:
             return await self._with_late_usage(terminal, answer, decoder)
         return terminal
 
@@ -394,16 +394,18 @@ class Stream:
             if content:
                 await self._write(content)
             return  # without the end of the body: the connection breaks off
-        failed = isinstance(terminal, Failed)
-        await self._write(content + last, last=not (failed and self._encoder.breaks_off))
+        broken = isinstance(terminal, Failed) and self._encoder.breaks_off and not terminal.passed_on
+        await self._write(content + last, last=not broken)
 
     def _record_outcome(self, terminal: Done | Failed | None) -> None:
         record, decoder = self._record, self._decoder
         record.response_model = decoder.model
         record.finish_reason = decoder.finish_reason
         record.response_id = decoder.id
-        record.usage = decoder.usage
-        if decoder.usage is None and decoder.deltas:
+        if isinstance(terminal, Done):
+            self._record_response()
+        record.usage = decoder.usage if self._request.counts_usage else None
+        if decoder.usage is None and decoder.deltas and self._request.counts_usage:
             record.usage = Usage(self._request.estimated_input_tokens(), decoder.deltas)  # a delta is about a token
             record.usage_estimated = True
         if isinstance(terminal, Done):
@@ -483,9 +485,15 @@ class Stream:
             self._output_begun = True
             self._record.time_to_first_token = now - self._watchdog.started
             self._failover.record_answer()
+            self._record_response()
         elif now - self._last_output > self._record.largest_gap:
             self._record.largest_gap = now - self._last_output
         self._last_output = self._watchdog.last_received = now
+
+    def _record_response(self) -> None:
+        """From here on the caller knows the id of a response, and may ask for it."""
+        if self._request.creates_response and self._decoder.id is not None:
+            self._failover.record_response(self._decoder.id)
 
     # Termination from outside
 

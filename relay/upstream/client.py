@@ -10,6 +10,7 @@ import aiohttp
 import httpx2
 import msgspec
 import openai
+from openai._models import FinalRequestOptions
 
 from relay.problems import UPSTREAM_AUTH, UPSTREAM_ERROR, UPSTREAM_TIMEOUT
 from relay.settings import AZURE_HOSTS, NO_KEY
@@ -92,7 +93,9 @@ class ModelServiceClient:
         it was sent on: only once, as a failing server would be asked on each of its connections. `on_refusal` is called
         when the status has told that there is no answer: from then on it takes a second at most.
         """
-        content = msgspec.json.encode({**request.parameters, "model": deployment})
+        content = None
+        if request.parameters is not None:
+            content = msgspec.json.encode({**request.parameters, "model": deployment})
         try:
             try:
                 return await self._send(request, content, request_id)
@@ -118,27 +121,33 @@ class ModelServiceClient:
         except Exception as error:  # noqa: BLE001 (whatever else the libraries raise; its text can hold anything)
             return Refusal(UPSTREAM_ERROR, f"its answer can't be read ({type(error).__name__})")
         body = error_object(await refusal_text(response.extensions[AIOHTTP_RESPONSE]))
-        refusal = classify(body, status=response.status_code, headers=response.headers, fields=request.fields)
+        refusal = classify(
+            body,
+            status=response.status_code,
+            headers=response.headers,
+            fields=request.fields,
+            not_found=request.not_found,
+        )
         if response.status_code in _REDIRECTS:
             refusal = _redirect(refusal)
         refusal = self._with_credential_named(refusal)
         return replace(refusal, problem=self._redact(refusal.problem))
 
-    async def _send(self, request: UpstreamRequest, content: bytes, request_id: str) -> StreamedAnswer:
+    async def _send(self, request: UpstreamRequest, content: bytes | None, request_id: str) -> StreamedAnswer:
         # `stream` leaves the body unread; with this `cast_to` the client returns the response itself, which its types
         # can't express.
-        response: Any = await self._client.post(
-            request.path,
-            content=content,
-            cast_to=httpx2.Response,
-            options={
-                "headers": {
-                    "content-type": "application/json",
-                    "accept": "text/event-stream" if request.stream else "application/json",
-                    "x-ms-client-request-id": request_id,
-                    **self._key_headers,
-                }
-            },
+        headers = {
+            "accept": "text/event-stream" if request.stream else "application/json",
+            "x-ms-client-request-id": request_id,
+            **self._key_headers,
+        }
+        body: dict[str, Any] = {}
+        if content is not None:
+            headers["content-type"] = "application/json"
+            body["content"] = content
+        response: Any = await self._client.request(
+            httpx2.Response,
+            FinalRequestOptions.construct(method=request.method, url=request.path, headers=headers, **body),
             stream=True,
             stream_cls=openai.AsyncStream[Any],
         )

@@ -20,7 +20,9 @@ from relay.problems import (
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
     NOT_CONFIGURED,
+    PREVIOUS_RESPONSE_NOT_FOUND,
     RATE_LIMITED,
+    RESPONSE_NOT_FOUND,
     UPSTREAM_AUTH,
     UPSTREAM_ERROR,
     UPSTREAM_INTERRUPTED,
@@ -35,6 +37,8 @@ MAX_RETRY_AFTER: Final = 120  # seconds; the model service's own values can be a
 _RETRYABLE: Final = frozenset(
     problem.code for problem in (UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, UPSTREAM_TIMEOUT, UPSTREAM_AUTH, RATE_LIMITED)
 )
+# What an account does not have and another one may: no fault of the backend that was asked.
+_ELSEWHERE: Final = frozenset(problem.code for problem in (RESPONSE_NOT_FOUND, PREVIOUS_RESPONSE_NOT_FOUND))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,15 @@ class Refusal:
         """Whether another backend may still answer."""
         return retryable(self.problem)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the account only lacks the response that the request names: another one may have it."""
+        return self.problem.code in _ELSEWHERE
+
 
 def retryable(problem: Problem) -> bool:
     """Whether another backend may answer where this one failed with `problem`."""
-    return problem.code in _RETRYABLE
+    return problem.code in _RETRYABLE or problem.code in _ELSEWHERE
 
 
 _DEPLOYMENT_MISSING: Final = MODEL_NOT_FOUND.with_detail(
@@ -69,6 +78,12 @@ _DEPLOYMENT_MISSING: Final = MODEL_NOT_FOUND.with_detail(
 )
 _ADDRESS_WRONG: Final = NOT_CONFIGURED.with_detail(
     "There is no such API at the model service's address in the app's settings."
+)
+_PREVIOUS_RESPONSE_MISSING: Final = PREVIOUS_RESPONSE_NOT_FOUND.with_errors(
+    FieldError(
+        "previous_response_id",
+        "names a response that no account with this model has: check it, or send the whole conversation as input",
+    )
 )
 
 # ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -93,13 +108,18 @@ _BY_NAME: Final[dict[str, Problem]] = {
             "authentication* invalidauthentication* invalidapikey incorrectapikey unauthorized unauthenticated "
             "permission* accessdenied forbidden",
         ),
+        (_PREVIOUS_RESPONSE_MISSING, "previousresponsenotfound"),
         (_DEPLOYMENT_MISSING, "modelnotfound* deploymentnotfound unknownmodel invalidmodel* modelnotexist*"),
         (UPSTREAM_TIMEOUT, "timeout* gatewaytimeout requesttimeout apitimeout* deadlineexceeded"),
     )
     for name in names.split()
 }
 # Names that say no more than the HTTP status does: they decide where that is missing, or blames the server.
-_BAD_REQUEST_NAMES: Final = ("badrequest*", "invalid*", "unsupported*", "missingrequired*", "validation*", "unproc*")
+_BAD_REQUEST_NAMES: Final = (
+    *("badrequest*", "invalid*", "unsupported*", "missingrequired*", "validation*", "unproc*"),
+    # Of a failed response (OpenAI API reference, "The response object").
+    *("image*", "emptyimage*", "failedtodownload*", "dataresidency*", "biopolicy", "cyberpolicy", "misalignment*"),
+)
 _NOT_FOUND_NAMES: Final = ("notfound*",)
 
 # By status: the error's own numeric `code`, else the HTTP status.
@@ -117,10 +137,13 @@ _BY_STATUS: Final[dict[int, Problem]] = {
 }
 # What a name may make of a status that is the error's own code: nothing of another kind.
 _NARROWER: Final[dict[int, tuple[Problem, ...]]] = {
-    400: (CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED, BODY_TOO_LARGE, _DEPLOYMENT_MISSING),
+    400: (
+        *(CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED, BODY_TOO_LARGE, _DEPLOYMENT_MISSING),
+        _PREVIOUS_RESPONSE_MISSING,
+    ),
     413: (CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED),
     422: (CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED),
-    404: (_DEPLOYMENT_MISSING,),
+    404: (_DEPLOYMENT_MISSING, _PREVIOUS_RESPONSE_MISSING),
 }
 
 # By message, where nothing else tells a prompt that is too long from another bad request: parts of it in lower case.
@@ -254,18 +277,24 @@ def classify(
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
     fields: Mapping[str, str] | None = None,
+    not_found: Problem | None = None,
 ) -> Refusal:
     """What an error of the model service means for the caller.
 
     `error` is an error object, or anything that `find_error` finds one in. `status` is the HTTP status that it came
     with; None for an error in an answer that had begun. Its own numeric code counts as a status, before that; otherwise
     its code decides, then its type, then the HTTP status. `headers` are searched for the time after which to try again.
-    `fields` maps the upstream's parameters to the caller's fields (see `relay.upstream.request`).
+    `fields` maps the upstream's parameters to the caller's fields, and `not_found` is what the status 404 means (see
+    `relay.upstream.request`).
     """
     members = _members(error)
     names = [name for name in _names(members) if not name.isdecimal()]
     headers = headers or {}
     problem = _by_name(names, _stated_status(members, "code")) or _by_status(members, names, status)
+    if not_found is not None and status == 404:
+        problem = not_found
+    elif not_found is not None and status == 409:
+        problem = INVALID_REQUEST  # what is named is not in a state for it
     retry_after = _retry_after(headers)
     if problem is UPSTREAM_AUTH and status == 403 and retry_after is not None:
         problem = RATE_LIMITED  # the token limit of API Management answers 403 when a quota is used up
@@ -403,9 +432,16 @@ def filtered_categories(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filter_results(error: dict[str, Any]) -> dict[str, Any]:
-    """The content filter's results on the prompt, out of the error object that refuses it."""
+    """The content filter's results on the prompt, out of the error object that refuses it.
+
+    The Responses API has them in a list, `content_filters`, with an element for each part that was checked.
+    """
     inner = error.get("innererror")
     results = inner.get("content_filter_result") if isinstance(inner, dict) else None
+    checked = error.get("content_filters")
+    if results is None and isinstance(checked, list):
+        parts = [it.get("content_filter_results") for it in checked if isinstance(it, dict) and it.get("blocked")]
+        results = {name: result for part in parts if isinstance(part, dict) for name, result in part.items()}
     return results if isinstance(results, dict) else {}
 
 

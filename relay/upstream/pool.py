@@ -34,7 +34,7 @@ from relay.upstream.answer import Answer
 from relay.upstream.environment import remove_client_settings
 from relay.upstream.failures import Refusal
 from relay.upstream.refused_additions import take_back
-from relay.upstream.request import NOTHING, Refused, UpstreamRequest
+from relay.upstream.request import NOTHING, Accounts, ModelName, Refused, UpstreamRequest
 
 if TYPE_CHECKING:
     import aiohttp
@@ -52,6 +52,8 @@ _LONGEST_TRIAL_PAUSE: Final = 30.0
 
 _REFUSED_FOR: Final = 3600.0  # seconds for which a deployment is remembered to refuse additions; then they are tried
 _MAX_REPEATS: Final = 4  # of one request to one backend; each takes back another addition
+
+_REMEMBERED_RESPONSES: Final = 4096  # about 1 MB at most
 
 
 class Backend:
@@ -119,6 +121,8 @@ class Backend:
 
     def record_refusal(self, refusal: Refusal) -> None:
         """Note a refusal that another backend may make good."""
+        if refusal.is_elsewhere:
+            return  # the account works
         now = self._clock()
         if refusal.retry_after and now + refusal.retry_after > self._cool_down_until:
             self._cool_down_until = now + refusal.retry_after
@@ -208,14 +212,47 @@ class Adaptation:
         return self._whole.without(self._refused, both_limits=self._backend.both_limits)
 
 
+class ResponseAccounts:
+    """Which account made a response, as far as this process remembers: `note` and `get` the endpoint by the id.
+
+    It only saves questions: an account that does not have a response answers 404, and the next one is asked.
+    """
+
+    def __init__(self) -> None:
+        self._endpoints: dict[str, str] = {}  # the oldest first
+
+    def note(self, response_id: str, endpoint: str) -> None:
+        """The account at `endpoint` has this response; the oldest note is dropped beyond `_REMEMBERED_RESPONSES`."""
+        self._endpoints.pop(response_id, None)
+        self._endpoints[response_id] = endpoint
+        if len(self._endpoints) > _REMEMBERED_RESPONSES:
+            del self._endpoints[next(iter(self._endpoints))]
+
+    def get(self, response_id: str | None) -> str | None:
+        """The endpoint of the account that has this response; None where that is not known."""
+        return self._endpoints.get(response_id) if response_id is not None else None
+
+
 class Failover:
-    """One request's pass over the backends of its model. `attempts` counts the requests that were sent."""
+    """One request's pass over the backends of its model. `attempts` counts the requests that were sent.
+
+    `response_id` is that of a response which the request names: the backends on its account, by `accounts`, are asked
+    first.
+    """
 
     _turns = itertools.count(1)
 
-    def __init__(self, model: str, backends: list[Backend]) -> None:
+    def __init__(
+        self,
+        model: str | None,
+        backends: list[Backend],
+        accounts: ResponseAccounts | None = None,
+        response_id: str | None = None,
+    ) -> None:
         self.model = model
         self._remaining = backends
+        self._accounts = accounts or ResponseAccounts()
+        self._preferred = self._accounts.get(response_id)
         self._refusals: list[Refusal] = []
         self.backend: Backend | None = None
         self.attempts = 0
@@ -241,13 +278,16 @@ class Failover:
             self._refusals += [refusal for it in cooling_down if (refusal := it.cooling_down()) is not None]
             self._remaining = []
             return None
-        backend = self.backend = min(candidates, key=Backend.rank)
+        backend = self.backend = min(candidates, key=self._rank)
         self._remaining.remove(backend)
         self._trial = backend.begin(next(self._turns))
         self._tried = self._tried or self._trial
         self._adaptation = None
         self.attempts += 1
         return backend
+
+    def _rank(self, backend: Backend) -> tuple[bool, bool, int, int, int]:
+        return (self._preferred is not None and backend.settings.endpoint != self._preferred, *backend.rank())
 
     def has_more(self) -> bool:
         """Whether another backend is left that could be asked."""
@@ -281,6 +321,11 @@ class Failover:
                 self._refusals.append(cooling_down)  # it knows when to try again, where the refusal does not
         self._refusals.append(refusal)
 
+    def record_response(self, response_id: str) -> None:
+        """Note that the current backend's account has this response."""
+        if self.backend is not None:
+            self._accounts.note(response_id, self.backend.settings.endpoint)
+
     def release(self) -> None:
         """Release the current backend: this request is no longer part of its load."""
         if self.backend is not None:
@@ -288,12 +333,16 @@ class Failover:
             self.backend = None
 
     def outcome(self) -> Refusal:
-        """The refusal that the caller gets when all refused: the one with the soonest `Retry-After`, else the last."""
-        timed = [refusal for refusal in self._refusals if refusal.problem.retry_after is not None]
+        """The refusal that the caller gets when all refused: the one with the soonest `Retry-After`, else the last.
+
+        That a response was not found is one only where every account answered so: one that failed may have it.
+        """
+        refusals = [refusal for refusal in self._refusals if not refusal.is_elsewhere] or self._refusals
+        timed = [refusal for refusal in refusals if refusal.problem.retry_after is not None]
         if timed:
             return min(timed, key=lambda refusal: refusal.problem.retry_after or 0)
-        busy = [refusal for refusal in self._refusals if refusal.problem.code == RATE_LIMITED.code]
-        return (busy or self._refusals)[-1]
+        busy = [refusal for refusal in refusals if refusal.problem.code == RATE_LIMITED.code]
+        return (busy or refusals)[-1]
 
 
 class BackendPool:
@@ -311,6 +360,13 @@ class BackendPool:
         self._backends: dict[str, list[Backend]] = {}
         for entry in settings.backends:
             self._backends.setdefault(entry.model, []).append(Backend(entry, self._clients))
+        # Requests that concern an account and not a deployment: a deployment at its limit does not keep them away.
+        endpoints = dict.fromkeys(entry.endpoint for entry in settings.backends)
+        self._account_backends = [
+            Backend(BackendSettings(f"account {number}", endpoint, "", "", number), self._clients)
+            for number, endpoint in enumerate(endpoints, start=1)
+        ]
+        self._response_accounts = ResponseAccounts()
         threading.Thread(target=_import_connection, name="import relay.upstream", daemon=True).start()
 
     @classmethod
@@ -332,11 +388,15 @@ class BackendPool:
         """Every backend, grouped by model in the settings' order."""
         return [backend for backends in self._backends.values() for backend in backends]
 
-    def failover(self, model: str | None) -> Failover | Problem:
-        """The pass over the backends of `model` (None: the default one)."""
+    def failover(self, model: ModelName, response_id: str | None = None) -> Failover | Problem:
+        """The pass over the backends of `model`, or over all accounts; `response_id`: see `Failover`."""
+        if model is Accounts.EVERY:
+            return Failover(None, list(self._account_backends), self._response_accounts, response_id)
         model = model or self.models[0]
         backends = self._backends.get(model)
-        return Failover(model, list(backends)) if backends else MODEL_NOT_FOUND
+        if not backends:
+            return MODEL_NOT_FOUND
+        return Failover(model, list(backends), self._response_accounts, response_id)
 
     async def connect(self) -> None:
         """Create the clients; returns at once but for the first requests, which wait for the import."""

@@ -22,7 +22,15 @@ from relay.problems import (
     UPSTREAM_ERROR,
 )
 from relay.upstream.failures import Refusal
-from relay.upstream.request import NOTHING, OUTPUT_LIMITS, STREAM_OPTIONS, ChatAdditions, Refused, UpstreamRequest
+from relay.upstream.request import (
+    NOTHING,
+    OUTPUT_LIMITS,
+    RESPONSE_OUTPUT_LIMIT,
+    STREAM_OPTIONS,
+    ChatAdditions,
+    Refused,
+    UpstreamRequest,
+)
 
 _MAX_TEXT: Final = 16 * 1024  # characters of an error that are read
 
@@ -72,12 +80,12 @@ def _names_an_addition(refusal: Refusal, additions: ChatAdditions | None) -> boo
     error = UpstreamError(refusal.error)
     if additions.adds_usage and not additions.stream_options and error.mentions(STREAM_OPTIONS):
         return True
-    return not (additions.named_limits or additions.limit) and any(map(error.mentions, OUTPUT_LIMITS))
+    return not (additions.named_limits or additions.limit) and any(map(error.mentions, additions.limit_names))
 
 
 def _usage_taken_back(error: "UpstreamError", request: UpstreamRequest, additions: ChatAdditions) -> Refused:
     """Of options that the caller sent, only the one that was added to them is taken back."""
-    options = request.parameters.get(STREAM_OPTIONS)
+    options = (request.parameters or {}).get(STREAM_OPTIONS)
     added = additions.adds_usage and isinstance(options, dict) and "include_usage" in options
     if added and error.mentions("include_usage" if additions.stream_options else STREAM_OPTIONS):
         return Refused(frozenset((STREAM_OPTIONS,)))
@@ -87,7 +95,8 @@ def _usage_taken_back(error: "UpstreamError", request: UpstreamRequest, addition
 def _limit_taken_back(
     error: "UpstreamError", request: UpstreamRequest, additions: ChatAdditions, *, context: bool
 ) -> TakenBack:
-    sent = {name: limit for name in OUTPUT_LIMITS if isinstance(limit := request.parameters.get(name), int)}
+    parameters = request.parameters or {}
+    sent = {name: limit for name in additions.limit_names if isinstance(limit := parameters.get(name), int)}
     value = max(sent.values(), default=0)
     too_large = _value_taken_back(error, value, additions, context=context)
     if too_large is not None:
@@ -105,7 +114,7 @@ def _value_taken_back(
         return None
     # Where the prompt and the limit together exceed the context, what is left of it is less than the limit: without
     # the limit the answer is capped all the same. Another prompt may leave more, so that it is not remembered.
-    left_out = TakenBack(NOTHING if additions.named_limits else Refused(frozenset(OUTPUT_LIMITS)), NOTHING)
+    left_out = TakenBack(NOTHING if additions.named_limits else Refused(frozenset(additions.limit_names)), NOTHING)
     unknown = any(map(_UNKNOWN.search, about_limit))
     if not unknown and any(map(_WITH_PROMPT.search, error.statements)):
         return left_out
@@ -135,6 +144,7 @@ _MENTIONS: Final = {
     "include_usage": re.compile(r"(?<![a-z0-9])include_?usage(?![a-z0-9])"),
     OUTPUT_LIMITS[0]: re.compile(r"(?<![a-z0-9])max_?completion_?tokens(?![a-z0-9])"),
     OUTPUT_LIMITS[1]: re.compile(r"(?<![a-z0-9])max_?tokens(?![a-z0-9])"),
+    RESPONSE_OUTPUT_LIMIT: re.compile(r"(?<![a-z0-9])max_?output_?tokens(?![a-z0-9])"),
 }
 # An output limit by whatever name: some servers translate the request for another API.
 _LIMIT: Final = re.compile(

@@ -1,16 +1,29 @@
 """One request to a model deployment, and what this app adds to the caller's own parameters."""
 
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
+
+from relay.problems import Problem
+
+
+class Accounts(enum.Enum):
+    """In place of a model's name: a request that concerns no deployment but the accounts themselves."""
+
+    EVERY = enum.auto()
+
+
+ModelName = str | Literal[Accounts.EVERY] | None  # None: the default model
 
 STREAM_OPTIONS: Final = "stream_options"
 # The names of an output limit. OpenAI's reasoning models refuse the second; servers such as Ollama, DeepSeek and
 # llama-cpp-python know only the second and ignore the first (mozilla-ai/any-llm#867, abetlen/llama-cpp-python#1907).
 OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens")
-_DECIDED: Final = frozenset((STREAM_OPTIONS, *OUTPUT_LIMITS))
+RESPONSE_OUTPUT_LIMIT: Final = "max_output_tokens"
+MIN_RESPONSE_OUTPUT: Final = 16  # the least output limit that the Responses API accepts
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +51,12 @@ NOTHING: Final = Refused()
 
 @dataclass(frozen=True, slots=True)
 class ChatAdditions:
-    """What this app decides in one chat completion request (see `chat_additions`).
+    """What this app decides in one request (see `chat_additions` and `response_additions`).
 
-    `cap`: the highest output limit, in tokens for each choice. `named_limits` are the caller's own limits under the
-    names that the caller chose; `limit` is one whose name this app chooses. `stream_options` are the caller's own.
+    `cap`: the highest output limit, in tokens for each choice; `limit_names` are the names of that limit in this API.
+    `named_limits` are the caller's own limits under the
+    names that the caller chose; `limit` is one whose name this app chooses. `stream`: its usage is to be requested.
+    `stream_options` are the caller's own.
     """
 
     stream: bool
@@ -49,6 +64,7 @@ class ChatAdditions:
     limit: int | None = None
     named_limits: Mapping[str, int] = field(default_factory=dict)
     stream_options: Mapping[str, Any] = field(default_factory=dict)
+    limit_names: tuple[str, ...] = OUTPUT_LIMITS
 
     def parameters(self, refused: Refused = NOTHING, *, both_limits: bool = False) -> dict[str, Any]:
         """The parameters for a deployment that refuses these; `both_limits`: the limit goes under both of its names."""
@@ -59,6 +75,11 @@ class ChatAdditions:
         if self.adds_usage and STREAM_OPTIONS not in refused.names:
             parameters[STREAM_OPTIONS] = {**self.stream_options, "include_usage": True}
         return parameters
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The names of all parameters that `parameters` may give."""
+        return (*self.limit_names, STREAM_OPTIONS) if self.stream else self.limit_names
 
     @property
     def adds_usage(self) -> bool:
@@ -79,10 +100,10 @@ class ChatAdditions:
 
     def _added_limits(self, refused: Refused, *, both_limits: bool) -> dict[str, int]:
         """The limit under the names that the caller did not choose."""
-        names: Iterable[str] = OUTPUT_LIMITS if both_limits else OUTPUT_LIMITS[:1]
+        names: Iterable[str] = self.limit_names if both_limits else self.limit_names[:1]
         if not self.named_limits:
             names = [name for name in names if name not in refused.names] or [
-                name for name in OUTPUT_LIMITS if name not in refused.names
+                name for name in self.limit_names if name not in refused.names
             ]
             return dict.fromkeys(names, self._capped(self.limit, refused.most))
         new, old = OUTPUT_LIMITS
@@ -110,31 +131,58 @@ def chat_additions(
     return ChatAdditions(stream, cap, limit, output_limits or {}, stream_options or {})
 
 
+def response_additions(*, max_output_tokens: int, limit: int | None) -> ChatAdditions:
+    """The same for a request to create a response: the only place that adds any.
+
+    A cap below the API's own minimum is raised to it; a caller's `limit` below it is left for the model service to
+    refuse.
+    """
+    return ChatAdditions(
+        stream=False,
+        cap=max(max_output_tokens, MIN_RESPONSE_OUTPUT),
+        named_limits={} if limit is None else {RESPONSE_OUTPUT_LIMIT: limit},
+        limit_names=(RESPONSE_OUTPUT_LIMIT,),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """What a wire asks of a deployment.
 
-    `path` is below the model service's base address. `parameters` are the members of the JSON body, all but the
-    deployment's name, with the `additions` as they are for a deployment that refuses none of them. `stream`: an event
-    stream is expected. `fields` maps those parameters that were made of a caller's field of another name to that field,
-    so that an error can name it.
+    `path` is below the model service's base address, with the query if there is one. `parameters` are the members of
+    the JSON body, all but the deployment's name, with the `additions` as they are for a deployment that refuses none of
+    them; None where the request has no body. `stream`: an event stream is expected. `fields` maps those parameters that
+    were made of a caller's field of another name to that field, so that an error can name it. `not_found` is what the
+    status 404 means, where it is not the deployment or the address that is missing. `operation` is its name in the
+    record (`gen_ai.operation.name`). `creates_response`: the account keeps the answer under its id, and later requests
+    that name it go there. `counts_usage`: False where the tokens are in another request's record.
     """
 
     path: str
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] | None
     stream: bool
     fields: Mapping[str, str] = field(default_factory=dict)
     additions: ChatAdditions | None = None
+    method: Literal["POST", "GET", "DELETE"] = "POST"
+    not_found: Problem | None = None
+    operation: str = "chat"
+    creates_response: bool = False
+    counts_usage: bool = True
 
     def without(self, refused: Refused, *, both_limits: bool = False) -> Self:
         """The same request for a deployment that refuses these of its additions."""
-        if self.additions is None or not (refused or both_limits):
+        if self.additions is None or self.parameters is None or not (refused or both_limits):
             return self
-        kept = {name: value for name, value in self.parameters.items() if name not in _DECIDED}
+        kept = {name: value for name, value in self.parameters.items() if name not in self.additions.decided}
         if self.additions.stream_options:
             kept[STREAM_OPTIONS] = self.additions.stream_options
         return replace(self, parameters=kept | self.additions.parameters(refused, both_limits=both_limits))
 
     def estimated_input_tokens(self) -> int:
         """An estimate for an answer whose usage was never received: a token of a prompt is about four bytes."""
-        return len(msgspec.json.encode(self.parameters.get("messages"))) // 4
+        parameters = self.parameters or {}
+        prompt = [parameters[name] for name in _PROMPT if name in parameters] or [None]
+        return sum(len(msgspec.json.encode(part)) for part in prompt) // 4
+
+
+_PROMPT: Final = ("messages", "instructions", "input")  # the parameters that hold the prompt

@@ -39,6 +39,7 @@ class ChatCompletionRequest:
     stream_options: dict[str, Any]
     output_limits: dict[str, int]
     choices: int
+    response_id: None = None
 
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service."""

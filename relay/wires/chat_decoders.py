@@ -230,7 +230,7 @@ class _StreamDecoder:
     def _document(self) -> Done | Failed:
         """The answer that came as one document."""
         try:
-            content = _without_marker(bytes(self._start).removeprefix(_BOM))
+            content = without_marker(bytes(self._start).removeprefix(_BOM))
             document = json.loads(content.decode(errors="replace"))
             error = find_error(document)
             if error is not None:
@@ -543,7 +543,7 @@ class DocumentDecoder:
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
-        content = _without_marker(bytes(self._document).removeprefix(_BOM))
+        content = without_marker(bytes(self._document).removeprefix(_BOM))
         start = content[:1024].lstrip(_BEFORE_JSON)
         if start[:1] in (b"{", b"["):
             return [self._whole(content)]
@@ -621,7 +621,7 @@ def _not_a_completion(error: str) -> Failed:
     return Failed(UPSTREAM_ERROR, f"the model service's answer is not a chat completion ({error})")
 
 
-def _without_marker(content: bytes) -> bytes:
+def without_marker(content: bytes) -> bytes:
     """The document without the marker of a stream's end that some servers send behind it."""
     if content.rstrip().endswith(b"[DONE]"):
         document, _, marker = content.rpartition(b"data:")

@@ -61,6 +61,10 @@ class StreamRequest(_Strict):
     reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     stream: bool = True
 
+    @property
+    def response_id(self) -> None:
+        """No stored response is named."""
+
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service; the output limit is the lower of the caller's and the app's."""
         messages: list[dict[str, str]] = []

@@ -3,14 +3,21 @@
 from typing import Protocol
 
 from relay.streaming.events import Decoder, Encoder
-from relay.upstream.request import UpstreamRequest
+from relay.upstream.request import ModelName, UpstreamRequest
 
 
 class WireRequest(Protocol):
-    """A caller's request, parsed. `model` is the name that the caller gave; None for the default model."""
+    """A caller's request, parsed.
+
+    `model` is the name that the caller gave; None for the default model. `response_id` is that of a stored response
+    which the request names: its account is asked first.
+    """
 
     @property
-    def model(self) -> str | None: ...
+    def model(self) -> ModelName: ...
+
+    @property
+    def response_id(self) -> str | None: ...
 
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service; `max_output_tokens` is the app's cap."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 CORPUS: Final = Path(__file__).with_name("corpus")
-TARGET_NAMES: Final = ("stream", "chat", "sse", "text", "verbatim", "document", "accept")
+TARGET_NAMES: Final = ("stream", "chat", "sse", "text", "verbatim", "document", "response", "responses", "accept")
 
 
 def fuzz(name: str, seconds: int) -> None:

@@ -13,9 +13,11 @@ import msgspec
 from relay.problems import Problem
 from relay.streaming.events import Decoder, Done, Failed, Text, Verbatim
 from relay.upstream.sse import SSEDecoder
-from relay.wires import chat_completions, stream
+from relay.wires import chat_completions, responses, stream
 from relay.wires.chat_completions import EventEncoder
 from relay.wires.chat_decoders import DocumentDecoder, TextDecoder, VerbatimDecoder
+from relay.wires.responses_decoders import EventDecoder
+from relay.wires.responses_decoders import EventEncoder as ResponseEncoder
 from relay.wires.stream_encoders import (
     JSONDocumentEncoder,
     NDJSONEncoder,
@@ -220,6 +222,39 @@ def _verbatim_events(texts: list[Text]) -> list[tuple[bytes, bool]]:
     return [(event, text.usage) for text in texts if isinstance(text, Verbatim) for event in text.events]
 
 
+def decode_response(data: bytes) -> None:
+    """A streamed response: the same wherever it was split; what was received is what goes out, under its type; and
+    complete only by the event that says so."""
+    content, chunks = _cut(data)
+    whole, terminal = _decode(EventDecoder(), [content])
+    parts, same_terminal = _decode(EventDecoder(), chunks)
+    encoder, other = ResponseEncoder(), ResponseEncoder()
+    passed = b"".join(map(encoder.text, whole))
+    assert b"".join(map(other.text, parts)) == passed
+    assert _summary(terminal) == _summary(same_terminal)
+    received = iter(_events(content))
+    events = list(_events(passed))
+    assert all(event in received for event in events), "an event that was not received, or out of order"
+    if isinstance(terminal, Done):
+        assert json.loads(events[-1].decode(errors="replace"))["type"].startswith("response.")
+    else:
+        (error,) = list(_events(encoder.failed(terminal, "a-request"))) or events[-1:]
+        assert json.loads(error.decode(errors="replace"))["type"] in ("error", "response.failed")
+
+
+def parse_response_request(data: bytes) -> None:
+    """`POST /v1/responses`: the body's members unchanged except those that the app decides, or a problem."""
+    request = responses.parse(data)
+    if isinstance(request, Problem):
+        _check_problem(request)
+        return
+    sent = request.upstream_request(max_output_tokens=_LIMIT).parameters or {}
+    parameters = json.loads(msgspec.json.encode({**sent, "model": "m"}))
+    for name, value in json.loads(data.decode("utf-8-sig")).items():
+        assert name in ("model", "max_output_tokens") or parameters[name] == value, name
+    assert 1 <= parameters["max_output_tokens"] <= _LIMIT
+
+
 def decode_document(data: bytes) -> None:
     """An answer in one document: passed on as it is, or a failure."""
     decoder = DocumentDecoder()
@@ -243,5 +278,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "text": decode_text,
     "verbatim": decode_verbatim,
     "document": decode_document,
+    "response": decode_response,
+    "responses": parse_response_request,
     "accept": choose_encoder,
 }

@@ -17,6 +17,8 @@ TABLE = {
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "response_not_found": 404,
+    "previous_response_not_found": 400,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "rate_limited": 429,

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from relay.telemetry import Record
 from relay.upstream.failures import Refusal
 from relay.usage import Usage
 from relay.wires.chat_decoders import DocumentDecoder, TextDecoder
+from relay.wires.responses_decoders import DocumentDecoder as ResponseDecoder
 from tests.schedules.world import Break, Headers, ScriptedBackend, UpstreamStep, World
 
 _STATUS = {problem.code: int(problem.status) for problem in CATALOGUE}
@@ -37,6 +39,8 @@ class Received:
     usage: dict[str, int] | None = None
     pings: int = 0
     terminals: int = 0
+    events: int = 0  # of the Responses API
+    passed_on: bool = False  # the model service's own event told of the failure
 
 
 def received(world: World) -> Received:
@@ -52,7 +56,7 @@ def received(world: World) -> Received:
     if world.encoder.whole:
         if body:
             document = json.loads(body)
-            result.text = document["text"] if "text" in document else document["choices"][0]["message"]["content"]
+            result.text = _text_of(document)
             result.outcome, result.terminals = "done", 1
     elif media_type == "text/plain":
         result.text = body.decode()
@@ -63,6 +67,12 @@ def received(world: World) -> Received:
         for line in body.decode().splitlines():
             _parse_member(json.loads(line), json.loads(line)["type"], result)
     return result
+
+
+def _text_of(document: dict[str, Any]) -> str:
+    if "output" in document:
+        return str(document["output"][0]["content"][0]["text"])
+    return str(document["text"] if "text" in document else document["choices"][0]["message"]["content"])
 
 
 def _parse_events(body: bytes, result: Received) -> None:
@@ -81,12 +91,30 @@ def _parse_events(body: bytes, result: Received) -> None:
         members = json.loads(fields["data"])
         if members == {"foo": 1}:
             continue  # not understood, and passed on
-        if "choices" in members:
+        if fields.get("event", "") == members.get("type"):
+            _parse_response_event(members, result)
+        elif "choices" in members:
             result.text += "".join(choice["delta"].get("content") or "" for choice in members["choices"])
         elif "error" in members and isinstance(members["error"], dict):
             _parse_member({"code": members["error"]["code"]}, "error", result)
         else:
             _parse_member(members, fields.get("event", "text"), result)
+
+
+def _parse_response_event(members: dict[str, Any], result: Received) -> None:
+    """An event of the Responses API: numbered without a gap, and with its type as its name."""
+    assert result.outcome is None, "something followed the terminal event"
+    assert members["sequence_number"] == result.events, "the numbers have a gap"
+    result.events += 1
+    match members["type"]:
+        case "response.output_text.delta":
+            result.text += members["delta"]
+        case "response.completed" | "response.incomplete":
+            result.outcome, result.terminals = "done", result.terminals + 1
+        case "response.failed":
+            result.outcome, result.terminals, result.passed_on = "error", result.terminals + 1, True
+        case "error":
+            _parse_member({"code": members["code"]}, "error", result)
 
 
 def _parse_member(members: dict[str, object], kind: str, result: Received) -> None:
@@ -207,10 +235,11 @@ def _check_told(world: World, result: Received, record: Record, answering: Scrip
     if encoder.media_type.startswith("text/plain"):
         assert caller.ended == (record.outcome == "completed")
     else:
-        assert caller.ended == (record.outcome == "completed" or not encoder.breaks_off)
+        broken = encoder.breaks_off and record.outcome == "failed" and not result.passed_on
+        assert caller.ended != broken, "the body's end tells otherwise"
         assert result.outcome == ("done" if record.outcome == "completed" else "error"), "told otherwise than recorded"
         assert result.terminals == 1, f"{result.terminals} terminal events"
-        assert result.code == record.code
+        assert result.passed_on or result.code == record.code
     if record.outcome == "completed":
         assert answering is not None
         assert answering.complete, "passed for complete"
@@ -281,7 +310,8 @@ def _check_record(world: World, result: Received, record: Record) -> None:
     _check_output(world, record)
     answering = _answering(world)
     last = next((it for it in reversed(world.backends) if it.asked), None)
-    told = result.outcome == "error" and caller.status == 200 and not world.encoder.breaks_off
+    told = result.outcome == "error" and caller.status == 200
+    told = told and isinstance(world.stream._decoder, TextDecoder)  # the other wires have no usage in an error
     if answering is not None and answering is last and answering.usage_delivered and told:
         assert result.usage == Usage(3, 2).members() or answering.last_step == world.recorded_at, "the usage is lost"
     if "stop reading" not in world.scenario.caller and not caller.gone:
@@ -295,7 +325,11 @@ def _check_output(world: World, record: Record) -> None:
         assert record.usage is None
         return
     decoder = world.stream._decoder
-    if answering.text_times and not isinstance(decoder, DocumentDecoder) and record.outcome == "completed":
+    if (
+        answering.text_times
+        and not isinstance(decoder, DocumentDecoder | ResponseDecoder)
+        and record.outcome == "completed"
+    ):
         assert record.time_to_first_token == answering.text_times[0] - world.began
         if "stop reading" not in world.scenario.caller and isinstance(decoder, TextDecoder):
             gaps = [later - earlier for earlier, later in itertools.pairwise(answering.text_times)]

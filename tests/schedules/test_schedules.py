@@ -7,13 +7,13 @@ SCHEDULE_RUNS=100000 pytest tests/schedules -k random     # more of them
 
 import os
 import random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from relay.problems import CONTENT_FILTER, INVALID_REQUEST, RATE_LIMITED, UPSTREAM_ERROR, Problem
 from relay.upstream.failures import Refusal
-from relay.wires import chat_completions, stream
+from relay.wires import chat_completions, responses, stream
 from relay.wires.wire import WireRequest
 from tests.schedules.explorer import Schedule, _following, attempt, explore, randomly, replayed
 from tests.schedules.world import Break, CallerStep, Cancelled, End, Headers, Scenario, Send, UpstreamStep
@@ -27,6 +27,8 @@ def parsed(request: WireRequest | Problem) -> WireRequest:
 STREAM: Final = parsed(stream.parse(b'{"input": "x"}'))
 DOCUMENT: Final = parsed(stream.parse(b'{"input": "x", "stream": false}'))
 CHAT: Final = parsed(chat_completions.parse(b'{"messages": [], "stream": true}'))
+RESPONSE: Final = parsed(responses.parse(b'{"input": "x", "stream": true}'))
+RESPONSE_DOCUMENT: Final = parsed(responses.parse(b'{"input": "x"}'))
 CHAT_DOCUMENT: Final = parsed(chat_completions.parse(b'{"messages": []}'))
 
 
@@ -63,6 +65,37 @@ SHORT: Final = {
 WHOLE_DOCUMENT: Final = Send(
     b'{"id":"c","choices":[{"index":0,"message":{"content":"one two"},"finish_reason":"stop"}],'
     b'"usage":{"prompt_tokens":3,"completion_tokens":2}}',
+    "one two",
+    usage=True,
+)
+
+
+def response_event(number: int, kind: str, members: str = "", **step: Any) -> Send:
+    """An event of the Responses API; `step` is what its bytes mean to the scenario."""
+    data = f'{{"type":"{kind}","sequence_number":{number}{members and "," + members}}}'
+    return Send(f"event: {kind}\ndata: {data}\n\n".encode(), **step)
+
+
+def response_text(number: int, words: str) -> Send:
+    return response_event(number, "response.output_text.delta", f'"delta":"{words}"', text=words)
+
+
+COUNTS: Final = '"usage":{"input_tokens":3,"output_tokens":2}'
+CREATED: Final = response_event(0, "response.created", '"response":{"id":"r","model":"m","status":"in_progress"}')
+COMPLETED: Final = response_event(
+    3, "response.completed", f'"response":{{"id":"r","status":"completed",{COUNTS}}}', completes=True, usage=True
+)
+INCOMPLETE: Final = response_event(
+    2, "response.incomplete", '"response":{"id":"r","incomplete_details":{"reason":"content_filter"}}', completes=True
+)
+RESPONSE_FAILED: Final = response_event(
+    2, "response.failed", '"response":{"id":"r","status":"failed","error":{"code":"server_error"}}'
+)
+RESPONSE_ERROR: Final = response_event(2, "error", '"code":"server_error","message":"?"')
+GOOD_RESPONSE: Final = (Headers(), CREATED, response_text(1, "one "), response_text(2, "two"), COMPLETED, End())
+WHOLE_RESPONSE: Final = Send(
+    b'{"id":"r","object":"response","status":"completed","output":[{"content":[{"text":"one two"}]}],%b}'
+    % COUNTS.encode(),
     "one two",
     usage=True,
 )
@@ -128,6 +161,33 @@ SCENARIOS: Final = {
     "silent before output": scenario((Headers(),), caller=("disconnect",)),
     "silent midway": scenario((Headers(), text("one ")), caller=("stop reading", "read on")),
     "chat silent after the filter": scenario((Headers(), FILTER), GOOD, request=CHAT),
+    "good, response": scenario(GOOD_RESPONSE, request=RESPONSE),
+    "good, response document": scenario(
+        (Headers("application/json"), WHOLE_RESPONSE, End(completes=True)), request=RESPONSE_DOCUMENT
+    ),
+    "response, disconnect": scenario(GOOD_RESPONSE, request=RESPONSE, caller=("disconnect",)),
+    "response, slow reader": scenario(GOOD_RESPONSE, request=RESPONSE, caller=("stop reading", "read on")),
+    "response, shut down": scenario(GOOD_RESPONSE, request=RESPONSE, caller=("shut down",)),
+    "response incomplete": scenario((Headers(), CREATED, response_text(1, "one "), INCOMPLETE), request=RESPONSE),
+    "response refused": scenario((BAD,), request=RESPONSE),
+    "response failed, then good": scenario((Headers(), CREATED, RESPONSE_FAILED), GOOD_RESPONSE, request=RESPONSE),
+    "response error, then good": scenario((Headers(), CREATED, RESPONSE_ERROR), GOOD_RESPONSE, request=RESPONSE),
+    "response cut before output, then good": scenario((Headers(), CREATED, Break()), GOOD_RESPONSE, request=RESPONSE),
+    "response failed midway": scenario(
+        (Headers(), CREATED, response_text(1, "one "), RESPONSE_FAILED), GOOD_RESPONSE, request=RESPONSE
+    ),
+    "response error midway": scenario(
+        (Headers(), CREATED, response_text(1, "one "), RESPONSE_ERROR), GOOD_RESPONSE, request=RESPONSE
+    ),
+    "response cut midway": scenario((Headers(), CREATED, response_text(1, "one "), Break()), request=RESPONSE),
+    "response ends midway": scenario(
+        (Headers(), CREATED, response_text(1, "one "), End()), request=RESPONSE, caller=("stop reading", "read on")
+    ),
+    "response silent before output": scenario((Headers(), CREATED), GOOD_RESPONSE, request=RESPONSE),
+    "response silent midway": scenario((Headers(), CREATED, response_text(1, "one ")), request=RESPONSE),
+    "response, the deadline": scenario(
+        (Headers(), CREATED, response_text(1, "one ")), request=RESPONSE, upstream_silence_timeout=60.0
+    ),
     "no commit wait": scenario(GOOD, commit_wait=0.0),
     "finish, then the end": scenario((Headers(), text("one "), FINISH, End())),
     "finish, then broken": scenario((Headers(), text("one "), FINISH, Break()), accept="application/jsonl"),

@@ -16,7 +16,9 @@ from relay.problems import (
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
     NOT_CONFIGURED,
+    PREVIOUS_RESPONSE_NOT_FOUND,
     RATE_LIMITED,
+    RESPONSE_NOT_FOUND,
     UPSTREAM_AUTH,
     UPSTREAM_ERROR,
     UPSTREAM_INTERRUPTED,
@@ -523,7 +525,33 @@ class TestRetryAfter:
         )
 
 
-RETRYABLE = {UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, UPSTREAM_TIMEOUT, UPSTREAM_AUTH, RATE_LIMITED}
+ELSEWHERE = {RESPONSE_NOT_FOUND, PREVIOUS_RESPONSE_NOT_FOUND}
+
+
+class TestStoredResponses:
+    """What an account answers about a response that it does not have, or that is not in a state for the request."""
+
+    @pytest.mark.parametrize("error", [{"code": None, "type": "invalid_request_error"}, {"code": "404"}, None])
+    def test_a_response_that_is_not_there(self, error: Any) -> None:
+        refusal = classify(error, status=404, not_found=RESPONSE_NOT_FOUND)
+        assert refusal.problem == RESPONSE_NOT_FOUND
+        assert (refusal.retry_after, refusal.status) == (None, 404)
+
+    def test_only_that_status_tells_so(self) -> None:
+        assert classify({}, status=500, not_found=RESPONSE_NOT_FOUND).problem == UPSTREAM_ERROR
+        assert classify({}, status=400, not_found=RESPONSE_NOT_FOUND).problem == refused({})
+
+    def test_a_response_in_another_state(self) -> None:
+        assert classify({"code": "x"}, status=409, not_found=RESPONSE_NOT_FOUND).problem == refused({"code": "x"})
+
+    @pytest.mark.parametrize("status", [None, 400, 404])
+    def test_a_previous_response_that_is_not_there(self, status: int | None) -> None:
+        problem = classify({"code": "previous_response_not_found"}, status=status).problem
+        assert problem.code == PREVIOUS_RESPONSE_NOT_FOUND.code
+        assert [error.field for error in problem.errors] == ["previous_response_id"]
+
+
+RETRYABLE = ELSEWHERE | {UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, UPSTREAM_TIMEOUT, UPSTREAM_AUTH, RATE_LIMITED}
 
 
 @pytest.mark.parametrize("problem", CATALOGUE, ids=lambda problem: problem.code)
@@ -532,6 +560,7 @@ def test_which_failures_another_backend_may_make_good(problem: Problem) -> None:
     assert retryable(problem) is expected
     assert retryable(problem.with_detail("Another detail.")) is expected
     assert Refusal(problem, "a reason").retryable is expected
+    assert Refusal(problem.with_detail("Another detail."), "a reason").is_elsewhere is (problem in ELSEWHERE)
 
 
 def test_a_refusal_without_a_response() -> None:

@@ -1,0 +1,159 @@
+"""`POST /v1/embeddings`: OpenAI's API, passed through but for the model's name (OpenAI API reference, "Embeddings")."""
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, FieldError, Problem
+from relay.streaming.events import Decoder, Done, Encoder, Event, Failed
+from relay.upstream.failures import classify, find_error
+from relay.upstream.request import ModelName, UpstreamRequest
+from relay.usage import Usage
+from relay.wires.chat_completions import DocumentEncoder
+from relay.wires.chat_decoders import without_marker
+from relay.wires.json_members import LookAlikes, MemberReader
+from relay.wires.openai_members import problem_of, read_members
+
+UPSTREAM_PATH: Final = "/embeddings"
+
+_READ: Final = LookAlikes("model", "input")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """The body of `POST /v1/embeddings`. `members` are all members of the body as they stand in it."""
+
+    members: dict[str, Raw]
+    model: ModelName
+    response_id: str | None = None
+
+    def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
+        """The request to the model service; there is no output to limit."""
+        return UpstreamRequest(UPSTREAM_PATH, {**self.members}, stream=False, operation="embeddings")
+
+    def decoder(self) -> Decoder:
+        """A decoder that passes the document on unchanged."""
+        return EmbeddingDecoder()
+
+    def encoder(self, accept: str | None) -> Encoder:
+        """The encoder of the response."""
+        return DocumentEncoder()
+
+
+def parse(body: bytes, deployment: str | None = None) -> EmbeddingRequest | Problem:
+    """What the body asks for, or the problem that names each field and the remedy.
+
+    `deployment` is the model that the path names; otherwise the body has to name it, since the default one is for text.
+    """
+    members = read_members(body, "model and input")
+    if isinstance(members, Problem):
+        return members
+    reader = MemberReader(members)
+    model = deployment or reader.string("model")
+    if model is None and not reader.errors:
+        reader.add_error("model", "is required: name a model of embeddings, one of GET /v1/models")
+    if "input" not in members:
+        reader.add_error("input", "is required")
+    return problem_of(reader, members, _READ) or EmbeddingRequest(members, model)
+
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: int = 0
+
+
+class _Document(Struct, gc=False):
+    object: str | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+# Bytes. A batch of 2,048 inputs in 3,072 dimensions takes 34 MB in base64, which OpenAI's clients ask for; 90 MB else.
+_MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024
+_TOO_LONG: Final = INVALID_REQUEST.with_errors(
+    FieldError("input", 'has too many embeddings for one answer; send fewer at once, or ask for "base64"')
+)
+_MAX_PARSED_BYTES: Final = 1024 * 1024  # a longer document is not parsed: that would block the event loop
+_USAGE_AT_END: Final = 4096  # bytes at the end of such a document in which its usage is looked for
+_MAX_NAME_LENGTH: Final = 256  # characters
+
+
+class EmbeddingDecoder:
+    """Decodes a document of embeddings: read for the record, and passed on unchanged."""
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.deltas = 0
+        self.progress = 0
+        self._document = bytearray()
+
+    @property
+    def complete(self) -> bool:
+        """Never before the end of the document."""
+        return False
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """No event before the end, unless the document is too long."""
+        self._document += chunk
+        if not chunk.isspace():
+            self.progress += 1
+        if len(self._document) > _MAX_DOCUMENT_BYTES:
+            self._document.clear()
+            return [Failed(_TOO_LONG, f"the model service's answer is longer than {_MAX_DOCUMENT_BYTES} bytes")]
+        return []
+
+    def end(self) -> list[Event]:
+        """The document is complete, if it is one."""
+        content = without_marker(bytes(self._document))
+        self._document.clear()
+        return [self._read(content)]
+
+    def _read(self, content: bytes) -> Done | Failed:
+        not_embeddings = "the model service's answer is not a list of embeddings"
+        if len(content) > _MAX_PARSED_BYTES:
+            document = _read_end(content)
+        else:
+            try:
+                document = msgspec.json.decode(content, type=_Document)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                return _error(content) or Failed(UPSTREAM_ERROR, f"{not_embeddings} ({type(error).__name__})")
+            if document.object != "list":
+                return _error(content) or Failed(UPSTREAM_ERROR, not_embeddings)
+        if document is None:
+            return Failed(UPSTREAM_ERROR, not_embeddings)
+        self.model = document.model[:_MAX_NAME_LENGTH] if document.model else None
+        self.usage = Usage(max(0, document.usage.prompt_tokens), 0) if document.usage else None
+        return Done(None, self.model, self.usage, None, document=content)
+
+    def cut(self, reason: str) -> list[Event]:
+        """The connection broke."""
+        return [Failed(UPSTREAM_INTERRUPTED, reason)]
+
+
+def _read_end(content: bytes) -> _Document | None:
+    """What is read of a long document: its usage stands behind the embeddings. None for what is no JSON object."""
+    content = content.strip()
+    if content[:1] != b"{" or content[-1:] != b"}":
+        return None
+    _, found, usage = content[-_USAGE_AT_END:].rpartition(b'"usage"')
+    try:
+        return msgspec.json.decode(b'{"usage"' + usage, type=_Document) if found else _Document()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Document()
+
+
+def _error(content: bytes) -> Failed | None:
+    """The failure that the document is, if it is an error in whatever shape."""
+    try:
+        error = find_error(json.loads(content.decode(errors="replace")))
+    except (ValueError, RecursionError):
+        return None
+    if error is None:
+        return None
+    refusal = classify(error)
+    return Failed(refusal.problem, refusal.reason, error=error)

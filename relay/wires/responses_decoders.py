@@ -1,0 +1,586 @@
+"""Decoders of the Responses API: the model service's typed events or document → `Verbatim`, `Done`, `Failed`.
+
+Events are passed on unchanged. Of most of them only the type is looked at, which stands first in the data: no event is
+parsed but those that end a response, and those before the first output. Sources: OpenAI's API reference, "Responses",
+"Streaming events".
+"""
+
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
+from relay.streaming.events import Done, Event, Failed, Text, Verbatim
+from relay.upstream.ending import Ending, Judgement
+from relay.upstream.failures import classify, find_error
+from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, NamedEvent, SSEDecoder
+from relay.usage import Usage
+from relay.wires.chat_decoders import without_marker
+
+
+class _InputDetails(Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _OutputDetails(Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct, gc=False):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+    def usage(self) -> Usage:
+        output, prompt = self.output_tokens_details, self.input_tokens_details
+        return Usage(
+            max(0, self.input_tokens),
+            max(0, self.output_tokens),
+            output.reasoning_tokens if output else None,
+            prompt.cached_tokens if prompt else None,
+        )
+
+
+class _Response(Struct, gc=False):
+    """What is read of a response object."""
+
+    id: Any = None
+    model: Any = None
+    object: Any = None
+    status: Any = None
+    usage: Raw = Raw(b"null")
+    error: Any = None
+    incomplete_details: Any = None
+
+
+class _Event(Struct, gc=False):
+    """What is read of an event that is not passed on unread."""
+
+    type: Any = None
+    response: _Response | None = None
+    item: Raw = Raw(b"null")
+    part: Raw = Raw(b"null")
+
+
+_MAX_NAME_LENGTH: Final = 256  # characters kept of the upstream's own names
+_MAX_TYPE_LENGTH: Final = 80  # bytes of an event's type
+_TYPE: Final = b'{"type":"'
+_PREFIX: Final = b"response."  # of the type of every event but `error`
+_TYPED: Final = _TYPE + _PREFIX
+_BEFORE_JSON: Final = b"\xef\xbb\xbf \t\r\n"
+_OF_JSON: Final = frozenset(
+    b'{}[]"'
+)  # a damaged event has at least one of these in it, a word that is no JSON has none
+_NULL: Final = b"null"
+
+_DELTA: Final = b".delta"  # at the end of the type of an event that carries a piece of output
+_COMPLETED: Final = frozenset((b"response.completed", b"response.incomplete", b"response.cancelled"))
+_FAILED: Final = b"response.failed"
+_ERROR: Final = b"error"
+# What these events say is that the model service has accepted the request. They are held back until there is output:
+# until then another backend may take over, and the caller must not see the start of two responses.
+_ACCEPTED: Final = frozenset((b"response.created", b"response.queued", b"response.in_progress"))
+# These announce what is to follow, and are no output either as long as they are empty.
+_ANNOUNCED: Final = frozenset(
+    (b"response.output_item.added", b"response.content_part.added", b"response.reasoning_summary_part.added")
+)
+_INCOMPLETE: Final = ("max_output_tokens", "content_filter", "incomplete")  # reasons why a response is not complete
+_FAILED_SILENTLY: Final = "the model service's response failed without an error"
+_READ: Final = _COMPLETED | _ACCEPTED | {_FAILED, _ERROR}  # whatever came before
+
+_decode_event: Final = msgspec.json.Decoder(_Event).decode
+
+
+class EventDecoder:
+    """Decodes the event stream of a response into events to pass on unchanged, whatever is in them.
+
+    `Verbatim.events` are whole events here, with their names. `hold`: what precedes the first output is held until
+    there is output. The first bytes tell what was sent, whatever it is called: events, one JSON document, or a page of
+    HTML.
+    """
+
+    def __init__(self, *, hold: bool = True) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.deltas = 0
+        self.progress = 0
+        self._judgement = Judgement()
+        self._sse = SSEDecoder()
+        self._start = bytearray()  # what was received of an answer that is none, or not known to be one
+        self._in_events = False  # the answer is known to be an event stream
+        self._at_end = False  # the body has ended: its last event may be cut
+        self._terminal: Done | Failed | None = None
+        self._output_begun = not hold
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._failed_silently = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response is complete; nothing follows its last event."""
+        return isinstance(self._terminal, Done)
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that these bytes complete; those that arrived together are one `Verbatim`."""
+        if self._terminal is not None:
+            return []
+        if not self._in_events:
+            return self._feed_start(chunk)
+        try:
+            payloads = self._sse.feed(chunk)
+        except EventTooLongError as error:
+            return self._close(self._not_an_event(error))
+        if not payloads and self._sse.within_data:
+            self.progress += 1
+        return self._read_events(payloads)
+
+    def end(self) -> list[Event]:
+        """The last events, given that the body ended here; the last one is the terminal one."""
+        if self._terminal is not None:
+            return [self._terminal]
+        if self._start:
+            return self._close(self._document())
+        self._at_end = True
+        try:
+            events = self._read_events(self._sse.end())
+        except EventTooLongError:
+            events = []
+        return events if self._terminal is not None else events + self._close(self._judged(Ending.CLEAN))
+
+    def cut(self, reason: str) -> list[Event]:
+        """The same, given that nothing more can be read."""
+        if self._terminal is not None:
+            return [self._terminal]
+        return self._close(self._judged(Ending.BROKEN, reason))
+
+    def _judged(self, ending: Ending, reason: str | None = None) -> Failed:
+        if self._failed_silently:
+            return self._failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
+        # Only its own event completes a response, so that there is always a verdict here.
+        problem, why = self._judgement.at(ending) or (UPSTREAM_INTERRUPTED, "")
+        return self._failed(problem, reason or why)
+
+    def _close(self, terminal: Done | Failed | None) -> list[Event]:
+        """What is to be passed on now, and the terminal event."""
+        events: list[Event] = []
+        if self._held and (self._output_begun or isinstance(terminal, Done)):
+            events.append(Verbatim(b"", self._held))
+            self._held = []
+        if terminal is not None:
+            self._terminal = terminal
+            events.append(terminal)
+        return events
+
+    # The first bytes
+
+    def _feed_start(self, chunk: bytes) -> list[Event]:
+        self._start += chunk
+        start = bytes(self._start[:1024]).lstrip(_BEFORE_JSON)
+        if start[:1] in (b"{", b"["):
+            self.progress += 1
+            return self._close(_too_long()) if len(self._start) > _MAX_DOCUMENT_BYTES else []
+        if start[:1] == b"<":
+            return self._close(self._failed(UPSTREAM_ERROR, "the model service's answer is a page of HTML"))
+        if not start and len(self._start) < 1024:
+            return []
+        content = bytes(self._start)
+        self._start.clear()
+        self._in_events = True
+        return self.feed(content)
+
+    def _document(self) -> Done | Failed:
+        """The response that came as one document: as the events that begin and end it."""
+        decoder = DocumentDecoder()
+        terminal = decoder.read(bytes(self._start))
+        if isinstance(terminal, Failed) or terminal.document is None:
+            return terminal
+        kind = b"response.incomplete" if decoder.finish_reason in _INCOMPLETE else b"response.completed"
+        if decoder.finish_reason is None:
+            return self._failed(UPSTREAM_ERROR, "the model service's answer is a response that goes on")
+        self.id, self.model, self.usage = decoder.id, decoder.model, decoder.usage
+        self.finish_reason = decoder.finish_reason
+        for number, name in enumerate((b"response.created", kind)):
+            data = b'{"type":"%b","sequence_number":%d,"response":%b}' % (name, number, terminal.document)
+            self._held.append(_frame(name, data))
+        return Done(self.finish_reason, self.model, self.usage, self.id, closed=True)
+
+    # Events
+
+    def _read_events(self, payloads: list[bytes]) -> list[Event]:
+        terminal: Done | Failed | None = None
+        for data in payloads:
+            kind = _type(data)
+            if kind is not None and self._output_begun and kind not in _READ:
+                if kind.endswith(_DELTA):
+                    self.deltas += 1
+                self.progress += 1
+                self._held.append(_frame(kind, data))
+            elif data and not data.startswith(b"[DONE]"):  # no part of this API: its own event completes a response
+                terminal = self._event(data)
+                if terminal is not None:
+                    break
+        return self._close(terminal)
+
+    def _event(self, data: bytes) -> Done | Failed | None:
+        """Read one event; returns how the response ended, if it is the one that ends it."""
+        try:
+            event = _decode(data)
+        except (ValueError, TypeError, RecursionError) as error:
+            return self._unreadable(data, error)
+        kind = event.type.encode(errors="replace") if isinstance(event.type, str) else b""
+        said = None if kind.startswith(_PREFIX) else _error_in(data, kind)
+        if said is not None:
+            return self._error(said)
+        if self._failed_silently:
+            return self._failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
+        if event.response is not None:
+            self._note(event.response)
+        if kind.startswith(_PREFIX):
+            self._judgement.begun = True
+            self.progress += 1
+        if kind in _COMPLETED or kind == _FAILED:
+            return self._ending(kind, data, event.response or _Response())
+        if not self._output_begun:
+            self._output_begun = _is_output(kind, event)
+        if kind.endswith(_DELTA):
+            self.deltas += 1
+        self._pass_on(kind, data)
+        if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
+            return self._failed(UPSTREAM_ERROR, "the model service's answer has no output")
+        return None
+
+    def _unreadable(self, data: bytes, error: Exception) -> Failed | None:
+        """An event that is no JSON object: an error in words, a word to keep the connection open, or a damaged one."""
+        if _event_name(data) == _ERROR:
+            return self._error({"message": data.decode(errors="replace")})
+        if self._at_end or not _OF_JSON.intersection(data) or data[:1] not in b"{":
+            return None
+        return self._not_an_event(error)
+
+    def _pass_on(self, kind: bytes, data: bytes) -> None:
+        self._held_bytes += 0 if self._output_begun else len(data)
+        self._held.append(_frame(kind, data))
+
+    def _ending(self, kind: bytes, data: bytes, response: _Response) -> Done | Failed | None:
+        """The response ended by its own event, which is passed on where the caller has seen its beginning."""
+        failed = _failure(response)
+        if failed is None and kind != _FAILED:
+            self._pass_on(kind, data)
+            return Done(self.finish_reason, self.model, self.usage, self.id, closed=True)
+        if not response.error and not self._output_begun:
+            # Azure has an `error` event follow, which tells why (earendil-works/pi#7983).
+            self._failed_silently = True
+            return None
+        failed = failed or Failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
+        passed_on = self._output_begun and kind == _FAILED
+        if passed_on:
+            self._pass_on(kind, data)
+        return replace(failed, usage=self.usage, passed_on=passed_on)
+
+    def _error(self, error: dict[str, Any]) -> Failed:
+        """An error in place of an event."""
+        refusal = classify(error)
+        return Failed(refusal.problem, refusal.reason, self.usage, error)
+
+    def _note(self, response: _Response) -> None:
+        self.id = _name(response.id) or self.id
+        self.model = _name(response.model) or self.model
+        self.finish_reason = _finish_reason(response) or self.finish_reason
+        if bytes(response.usage) != _NULL:
+            self.usage = _usage(response.usage)
+
+    def _failed(self, problem: Problem, reason: str) -> Failed:
+        return Failed(problem, reason, self.usage)
+
+    def _not_an_event(self, error: Exception) -> Failed:
+        return self._failed(UPSTREAM_ERROR, f"an event is none of the Responses API ({type(error).__name__})")
+
+
+class EventEncoder:
+    """The event stream of a response: the upstream's events as they came.
+
+    Where the model service's own event does not end it, an `error` event does, with the sequence number that follows
+    the last one sent. `starting_after` is the last that the caller had before.
+    """
+
+    media_type = "text/event-stream; charset=utf-8"
+    whole = False
+    ping = b": ping\n\n"
+    breaks_off = True
+
+    def __init__(self, *, starting_after: int = -1) -> None:
+        self._starting_after = starting_after
+        self._count = 0
+        self._last: bytes | None = None
+
+    def text(self, text: Text) -> bytes:
+        if not isinstance(text, Verbatim):
+            return b""
+        self._count += len(text.events)
+        self._last = text.events[-1]
+        return b"".join(text.events)
+
+    def done(self, done: Done) -> bytes:
+        return b""
+
+    def failed(self, failed: Failed, request_id: str) -> bytes:
+        if failed.passed_on:
+            return b""
+        error = failed.problem.openai_error()
+        members = {
+            "type": "error",
+            "code": error["code"],
+            "message": error["message"],
+            "param": error["param"],
+            "sequence_number": self._next_number(),
+        }
+        return _frame(_ERROR, msgspec.json.encode(members))
+
+    def _next_number(self) -> int:
+        """Numbers are looked for only here, in the last event, so that none costs anything on its way."""
+        data = b"\n".join(line[6:] for line in (self._last or b"").split(b"\n") if line.startswith(b"data: "))
+        try:
+            number = json.loads(data.decode(errors="replace"))["sequence_number"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            number = None
+        if isinstance(number, int) and not isinstance(number, bool):
+            return number + 1
+        return self._starting_after + self._count + 1
+
+
+class _Item(Struct, gc=False):
+    """What an announced item or part already holds."""
+
+    type: Any = None
+    content: Any = None
+    summary: Any = None
+    text: Any = None
+    encrypted_content: Any = None
+
+
+# Items that only get their output by later events; any other, such as a tool call, has a name or has begun to act.
+_FILLED_LATER: Final = frozenset(("message", "reasoning", "output_text", "refusal", "reasoning_text", "summary_text"))
+
+
+def _is_output(kind: bytes, event: _Event) -> bool:
+    """Whether the event is more than the announcement of output to come."""
+    if kind in _ACCEPTED or not kind.startswith(_PREFIX):
+        return False
+    if kind not in _ANNOUNCED:
+        return True
+    announced = event.part if bytes(event.item) == _NULL else event.item
+    try:
+        item = msgspec.json.decode(announced, type=_Item)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True
+    held = item.content or item.summary or item.text or item.encrypted_content
+    return bool(held) or item.type not in _FILLED_LATER
+
+
+def _error_in(data: bytes, kind: bytes) -> dict[str, Any] | None:
+    """The error that an event without a type of this API is; None where it is none.
+
+    OpenAI's reference has the members of an error in the event itself, its service in `error`.
+    """
+    document = json.loads(data.decode(errors="replace"))
+    error = find_error(document)
+    if error is None and (kind == _ERROR or _event_name(data) == _ERROR):
+        return document if isinstance(document, dict) else {}
+    return error
+
+
+def _event_name(data: bytes) -> bytes:
+    return data.name.lower() if isinstance(data, NamedEvent) else b""
+
+
+def _type(data: bytes) -> bytes | None:
+    """The event's type, where it stands first, as it does in what OpenAI and Azure send, and None otherwise."""
+    if data.startswith(_TYPED) and data.endswith(b"}"):
+        end = data.find(b'"', len(_TYPE), len(_TYPE) + _MAX_TYPE_LENGTH)
+        kind = data[len(_TYPE) : end]
+        if end > 0 and b"\\" not in kind:
+            return kind
+    return None
+
+
+def _frame(kind: bytes, data: bytes) -> bytes:
+    """The event as the model service writes it: with its type as its name (WHATWG HTML, section 9.2)."""
+    if b"\n" in data:
+        data = data.replace(b"\n", b"\ndata: ")
+    if b"\n" in kind or b"\r" in kind:
+        return b"data: %b\n\n" % data
+    return b"event: %b\ndata: %b\n\n" % (kind, data)
+
+
+def _decode(data: bytes) -> _Event:
+    """Raises ValueError (msgspec's errors and those of decoding UTF-8 are of that kind), TypeError, RecursionError."""
+    try:
+        return _decode_event(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Read all the same where it is JSON to other parsers: half a surrogate pair, or a response that is no object.
+        document = json.loads(data.decode(errors="replace"))
+        if not isinstance(document, dict):
+            raise TypeError("not an object") from None
+        response = document.get("response")
+        return _Event(
+            response=_response(response) if isinstance(response, dict) else None,
+            type=document.get("type"),
+            item=_raw(document.get("item")),
+            part=_raw(document.get("part")),
+        )
+
+
+def _response(document: dict[str, Any]) -> _Response:
+    names = ("id", "model", "object", "status", "error", "incomplete_details")
+    return _Response(usage=_raw(document.get("usage")), **{name: document.get(name) for name in names})
+
+
+def _raw(value: object) -> Raw:
+    return Raw(json.dumps(value).encode("ascii"))
+
+
+def _finish_reason(response: _Response) -> str | None:
+    """Why the response ended, by the names of this API: `completed`, `max_output_tokens`, `content_filter`, …"""
+    if isinstance(response.incomplete_details, dict):
+        return _name(response.incomplete_details.get("reason")) or "incomplete"
+    return None if response.status in ("queued", "in_progress") else _name(response.status)
+
+
+def _failure(response: _Response) -> Failed | None:
+    """How a response failed, by its own error; None where it did not."""
+    if response.error:
+        refusal = classify(response.error)
+        return Failed(refusal.problem, refusal.reason, error=response.error)
+    return Failed(UPSTREAM_ERROR, _FAILED_SILENTLY) if response.status == "failed" else None
+
+
+def _usage(counts: Raw) -> Usage | None:
+    """The counts; None where they can't be read, as the response is complete without them."""
+    try:
+        return msgspec.json.decode(counts, type=_Usage).usage()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _name(value: object) -> str | None:
+    return value[:_MAX_NAME_LENGTH] if isinstance(value, str) and value else None
+
+
+_MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest response
+
+
+class DocumentDecoder:
+    """Decodes a document of this API: read for the record, and passed on unchanged.
+
+    `response_id` is the id of the response that the request names: the document may be anything about it, and the
+    response may have failed. Otherwise the document is a new response. Where a stream was sent all the same, the
+    document is in its last event.
+    """
+
+    def __init__(self, response_id: str | None = None) -> None:
+        self.id = response_id
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.deltas = 0
+        self.progress = 0
+        self._about_another = response_id is not None
+        self._document = bytearray()
+
+    @property
+    def complete(self) -> bool:
+        """Never before the end of the document."""
+        return False
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """No event before the end, unless the document is too long."""
+        self._document += chunk
+        if not chunk.isspace():
+            self.progress += 1
+        return [_too_long()] if len(self._document) > _MAX_DOCUMENT_BYTES else []
+
+    def end(self) -> list[Event]:
+        """The document is complete, if it is one."""
+        return [self.read(bytes(self._document))]
+
+    def cut(self, reason: str) -> list[Event]:
+        """The connection broke."""
+        return [Failed(UPSTREAM_INTERRUPTED, reason)]
+
+    def read(self, content: bytes) -> Done | Failed:
+        """What the whole content is."""
+        content = without_marker(content)
+        if content[:1024].lstrip(_BEFORE_JSON).startswith((b"data:", b"event:", b"id:", b"retry:", b":")):
+            content = _document_in(content)
+        try:
+            response = _decode_response(content)
+        except (ValueError, TypeError, RecursionError) as error:
+            return _error_document(content) or _no_response(type(error).__name__)
+        if self._about_another and isinstance(response.object, str) and response.object != "error":
+            return Done(None, None, None, self.id, document=content)
+        if (failed := _failure(response)) is not None:
+            return failed
+        if not isinstance(response.object, str) and not isinstance(response.status, str):
+            return _error_document(content) or _no_response("no object")
+        if response.object == "error":
+            return _error_document(content) or _no_response("error")
+        self.id, self.model = _name(response.id), _name(response.model)
+        self.finish_reason = _finish_reason(response)
+        self.usage = _usage(response.usage) if bytes(response.usage) != _NULL else None
+        return Done(self.finish_reason, self.model, self.usage, self.id, document=content)
+
+
+def _too_long() -> Failed:
+    return Failed(UPSTREAM_ERROR, f"the model service's answer is longer than {_MAX_DOCUMENT_BYTES} bytes")
+
+
+def _no_response(why: str) -> Failed:
+    return Failed(UPSTREAM_ERROR, f"the model service's answer is not a response ({why})")
+
+
+def _error_document(content: bytes) -> Failed | None:
+    """The failure that the document is, if it is an error in whatever shape."""
+    try:
+        error = find_error(json.loads(content.decode(errors="replace")))
+    except (ValueError, RecursionError):
+        return None
+    if error is None:
+        return None
+    refusal = classify(error)
+    return Failed(refusal.problem, refusal.reason, error=error)
+
+
+class _LastEvent(Struct, gc=False):
+    response: Raw = Raw(b"")
+    error: Raw = Raw(b"")
+
+
+def _document_in(content: bytes) -> bytes:
+    """The document in the last event of a stream that says how it ended; the content itself where there is none."""
+    decoder = SSEDecoder()
+    try:
+        events = decoder.feed(content) + decoder.end()
+        for data in reversed(events):
+            if data.startswith(b"{"):
+                last = msgspec.json.decode(data, type=_LastEvent)
+                return bytes(last.response) or data
+    except (EventTooLongError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    return content
+
+
+def _decode_response(content: bytes) -> _Response:
+    """Raises as `_decode` does."""
+    try:
+        return msgspec.json.decode(content, type=_Response)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        document = json.loads(content)
+        if not isinstance(document, dict):
+            raise TypeError("not an object") from None
+        return _response(document)
