@@ -97,6 +97,14 @@ _CHAT: Final[dict[str, Any]] = {
     },
 }
 
+_OPENAI_STREAM: Final[dict[str, Any]] = {
+    "type": "string",
+    "description": (
+        "OpenAI's chunks, then `[DONE]`. A failure midway is an event with an error object, and behind it the transfer "
+        "is broken off (no last chunk), since some clients skip such an event."
+    ),
+}
+
 _REQUEST_ID: Final[dict[str, Any]] = {"X-Request-Id": {"schema": {"type": "string"}}}
 
 
@@ -120,7 +128,10 @@ def document() -> bytes:
         "text/plain": text,
         "application/json": _schema("Answer"),
     }
-    openai_stream = {"text/event-stream": text, "application/json": {"schema": {"type": "object"}}}
+    openai_stream = {
+        "text/event-stream": {"schema": _OPENAI_STREAM},
+        "application/json": {"schema": {"type": "object"}},
+    }
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",

@@ -222,7 +222,12 @@ async def test_failures_conform_to_the_description(
             headers={"x-functions-key": KEY},
             media_type="application/json",
         )
-        statuses.add(send(case, app=failing_app).status_code)
+        try:
+            statuses.add(send(case, app=failing_app).status_code)
+        except requests.exceptions.ChunkedEncodingError:
+            assert stream, "only a stream is broken off behind its error"
+            assert path.startswith("/v1/")
+            statuses.add(200)
 
     await asyncio.gather(
         *[asyncio.to_thread(send_to, f"fault-{fault}", stream=stream) for fault in FAULTS for stream in (True, False)]
