@@ -98,6 +98,13 @@ _CHAT: Final[dict[str, Any]] = {
     },
 }
 
+_OPENAI_STREAM: Final[dict[str, Any]] = {
+    "type": "string",
+    "description": (
+        "OpenAI's chunks, then `[DONE]`. A failure midway is an event with an error object, and behind it the transfer "
+        "is broken off (no last chunk), since some clients skip such an event."
+    ),
+}
 _NEW_RESPONSE: Final[dict[str, Any]] = {
     "type": "object",
     "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
@@ -224,7 +231,7 @@ def _json() -> dict[str, Any]:
 
 def _openai_paths() -> dict[str, Any]:
     """The operations of OpenAI's API at each of its addresses; with an api-version, the deployment is in the path."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}, **_json()}
+    stream = {"text/event-stream": {"schema": _OPENAI_STREAM}, **_json()}
     paths: dict[str, Any] = {}
     for prefix, address in _ADDRESSES.items():
         versioned = address == "/openai"
