@@ -157,6 +157,14 @@ _API_VERSION: Final[dict[str, Any]] = {
     "schema": {"type": "string"},
 }
 
+_OPENAI_STREAM: Final[dict[str, Any]] = {
+    "type": "string",
+    "description": (
+        "The events of OpenAI's API. A failure midway is an event with an error, and behind it the transfer is broken "
+        "off (no last chunk), since some clients skip such an event."
+    ),
+}
+
 _REQUEST_ID: Final[dict[str, Any]] = {"X-Request-Id": {"schema": {"type": "string"}}}
 
 
@@ -224,7 +232,7 @@ def _json() -> dict[str, Any]:
 
 def _openai_paths() -> dict[str, Any]:
     """The operations of OpenAI's API at each of its addresses; with an api-version, the deployment is in the path."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}, **_json()}
+    stream = {"text/event-stream": {"schema": _OPENAI_STREAM}, **_json()}
     paths: dict[str, Any] = {}
     for prefix, address in _ADDRESSES.items():
         versioned = address == "/openai"

@@ -87,11 +87,13 @@ class StreamedResponse:
         return self.content.decode()
 
 
-async def post_streamed(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> StreamedResponse:
+async def post_streamed(
+    client: httpx.AsyncClient, url: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
+) -> StreamedResponse:
     """Request a stream that may be broken off, and read it to its end."""
     chunks: list[bytes] = []
     broken = False
-    async with client.stream("POST", url, json=body) as response:
+    async with client.stream("POST", url, json=body, headers=headers) as response:
         try:
             async for content in response.aiter_raw():
                 chunks.append(content)

@@ -8,12 +8,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
 
-from tests.end_to_end.answers import DOCUMENT, FORMATS, PLAIN, ReceivedAnswer, post_stream
+from tests.end_to_end.answers import DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.scripted_upstream import USAGE, D, F, Script, ScriptedUpstream, W, chunk, document, sse
 from tests.end_to_end.scripted_upstream import scripted_upstream as scripted_upstream
@@ -700,3 +701,53 @@ async def test_another_deployment_is_asked_for_a_document(
     scripted_upstream.script(document(WHOLE), second)
     received = await receive(field_client, V1, f"{first}-two", stream=False)
     check(received, V1, Answer(usage=True) if case.expected.code in RETRYABLE else case.expected)
+
+
+async def test_an_endless_answer_for_one_document_is_bounded(
+    field_app: HostedApp, field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream
+) -> None:
+    scripted_upstream.script(Script(W("x" * 100_000), ending="repeat"))
+    before = resident(field_app.worker_pid)
+    received = await post_stream(field_client, DOCUMENT, model=deployments("a document that is no answer", DOCUMENT)[0])
+    assert received.problem is not None
+    assert (received.status, received.problem["code"]) == (502, "upstream_error")
+    assert "longer than the 16 MiB" in received.problem["detail"]
+    assert "stream" in received.problem["detail"], "the remedy is named"
+    assert resident(field_app.worker_pid) - before < 64 * 1024**2
+    await eventually(lambda: scripted_upstream.open_requests == 0)
+
+
+def resident(pid: int) -> int:
+    """The memory of a process, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+async def test_half_a_megabyte_in_a_finish_reason_is_not_recorded(
+    field_app: HostedApp, field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream
+) -> None:
+    long = "x" * 500_000
+    for wire in (SSE, V1):
+        scripted_upstream.script(Script(chunk({"content": "a"}, long, id=long, model=long) + D))
+        received = await receive(field_client, wire, deployments("a document that is no answer", wire)[0])
+        record = await eventually(
+            lambda answer=received: field_app.stream_records().get(answer.headers["x-request-id"])
+        )
+        assert record["relay.outcome"] == "completed"
+        assert len(json.dumps(record)) < 5000
+
+
+@pytest.mark.parametrize(
+    "nested", [b"[" * 100_000, b'{"error":' * 100_000, b'{"choices":[{"delta":{"content":' * 30_000]
+)
+async def test_deep_nesting_is_a_failure_like_any_other(
+    field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, nested: bytes
+) -> None:
+    name = deployments("a document that is no answer", V1)[0]
+    for script in (Script(sse(nested)), Script(nested), Script(W(WORDS), sse(nested)), Script(nested, status=500)):
+        scripted_upstream.script(script)
+        for wire, model in ((SSE, deployments("a document that is no answer", SSE)[0]), (V1, name)):
+            received = await receive(field_client, wire, model)
+            assert (received.problem or received.error or {})["code"] == "upstream_error"
+    scripted_upstream.script(Script(nested, content_type="application/json"))
+    received = await receive(field_client, V1, name, stream=False)
+    assert (received.problem or {})["code"] == "upstream_error"

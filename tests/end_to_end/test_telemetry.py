@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService
-from tests.end_to_end.answers import PING
+from tests.end_to_end.answers import PING, post_streamed
 from tests.end_to_end.hosting import HOST_COMMAND, HostedApp, eventually, own_host
 
 TRACED_APP: Final = Path(__file__).with_name("traced_app")
@@ -83,7 +83,8 @@ async def one_of_each(app: HostedApp, model_service: ModelService) -> None:
             ("cut-late", "/v1/chat/completions", chat(model="late", stream=True)),
             ("invalid", "/stream", {"input": PROMPT, "unknown": PROMPT}),
         ):
-            await client.post(url + query, json=body, headers={"X-Request-Id": f"the-{name}", "traceparent": PARENT})
+            headers = {"X-Request-Id": f"the-{name}", "traceparent": PARENT}
+            await post_streamed(client, url + query, body, headers=headers)
         # Disconnects after two tokens and a ping.
         model_service.release(2)
         async with client.stream(

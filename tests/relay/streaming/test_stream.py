@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from starlette.requests import Request
+from starlette.responses import Response
 
+import relay.streaming.stream as stream_module
 from local.model_service import MANUAL_PACE, ModelService
 from relay.callers.request import CallerRequest
 from relay.settings import Settings
 from relay.streaming.stream import Stream
+from relay.telemetry import Record
 from relay.upstream.pool import BackendPool, Failover
 from relay.wires import stream as stream_wire
 from relay.wires.stream import StreamRequest
@@ -103,3 +106,30 @@ async def test_the_deadline_while_the_caller_has_not_taken_a_ping(service: Model
     assert caller.content.count(b"event: error") == 1, "the end was never sent"
     assert b"deadline_exceeded" in caller.content
     assert caller.ended
+
+
+async def test_a_function_that_is_cancelled_ends_its_stream(service: ModelService) -> None:
+    async with streaming(service, Caller(), COMMIT_WAIT_SECONDS="60") as task:
+        await service.wait_for(lambda it: it.open_requests == 1)
+        task.cancel()
+        await service.wait_for(lambda it: it.open_requests == 0, timeout=2)
+
+
+async def test_a_stream_that_is_cancelled_before_it_begins(
+    service: ModelService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[Record] = []
+    monkeypatch.setattr(stream_module, "report", records.append)
+    begin = Stream.respond
+
+    async def respond_cancelled(self: Stream) -> Response:
+        self._task.cancel()
+        return await begin(self)
+
+    monkeypatch.setattr(Stream, "respond", respond_cancelled)
+    caller = Caller()
+    async with streaming(service, caller) as task:
+        await asyncio.wait_for(task, 5)
+    assert b"internal_error" in caller.content
+    (record,) = records
+    assert (record.outcome, record.reason) == ("cancelled", "the stream was cancelled: the app is shutting down")
