@@ -164,6 +164,14 @@ _API_VERSION: Final[dict[str, Any]] = {
     "schema": {"type": "string"},
 }
 
+_OPENAI_STREAM: Final[dict[str, Any]] = {
+    "type": "string",
+    "description": (
+        "The events of OpenAI's API. A failure midway is an event with an error, and behind it the transfer is broken "
+        "off (no last chunk), since some clients skip such an event."
+    ),
+}
+
 _REQUEST_ID: Final[dict[str, Any]] = {"X-Request-Id": {"schema": {"type": "string"}}}
 
 
