@@ -98,13 +98,6 @@ _CHAT: Final[dict[str, Any]] = {
     },
 }
 
-_OPENAI_STREAM: Final[dict[str, Any]] = {
-    "type": "string",
-    "description": (
-        "OpenAI's chunks, then `[DONE]`. A failure midway is an event with an error object, and behind it the transfer "
-        "is broken off (no last chunk), since some clients skip such an event."
-    ),
-}
 _NEW_RESPONSE: Final[dict[str, Any]] = {
     "type": "object",
     "description": "OpenAI's request; members that are not listed here are passed to the model unchanged.",
@@ -327,11 +320,11 @@ def _operation(
         "200": {"description": "OK", "headers": _REQUEST_ID, "content": content},
         "401": {"description": "The function key is missing or wrong; answered by the Functions host"},
     }
-    failures: tuple[Problem, ...] = (problems.NOT_CONFIGURED,)
+    failures: tuple[Problem, ...] = (problems.NOT_CONFIGURED, problems.NOT_DISPATCHED)
     if body:
         failures = tuple(it for it in problems.CATALOGUE if it not in _OF_PATHS)
     elif path_name:
-        failures = (problems.NOT_CONFIGURED, problems.MODEL_NOT_FOUND)
+        failures = (*failures, problems.MODEL_NOT_FOUND)
     for problem in failures:
         responses.setdefault(
             str(int(problem.status)),

@@ -168,7 +168,7 @@ class Stream:
             self._watchdog.enable_pings()
         try:
             await asyncio.wait((self._task,))
-            if not self._body_ended and self._termination != "disconnect":
+            if not (self._body_ended or self._task.cancelled() or self._termination == "disconnect"):
                 await asyncio.sleep(self._watchdog.last_written + _BREAK_DELAY - self._loop.time())
         finally:
             self._task.cancel()  # no effect on a task that has ended; otherwise the web server is shutting down

@@ -35,6 +35,7 @@ ENDED: Final = (
     b"data: [DONE]\n\n"
 )
 DONE: Final = Send(ENDED)
+FINISH: Final = Send(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
 USAGE: Final = Send(b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n')
 SERVER_ERROR: Final = Send(b'data: {"error":{"code":"server_error","message":"?"}}\n\n')
 FILTER_ERROR: Final = Send(b'data: {"error":{"code":"content_filter","message":"?"}}\n\n')
@@ -209,8 +210,8 @@ class TestCompleteAnswer:
 
     @virtual_time
     async def test_without_output_no_usage_is_estimated(self, begin: Begin) -> None:
-        world = begin((Headers(), Send(b"data: [DONE]\n\n")))
-        await step(world, "backend-0", "backend-0", "server")
+        world = begin((Headers(), FINISH))
+        await step(world, "backend-0", "backend-0")
         record = await finish(world)
         assert (record.outcome, record.usage, record.usage_estimated) == ("completed", None, False)
         assert (record.time_to_first_token, record.largest_gap) == (None, 0.0)
@@ -613,11 +614,12 @@ class TestFailureBeforeOutput:
         ("script", "reason"),
         [
             ((Headers(), Break()), "broke off (ConnectionResetError)"),
-            ((Headers(), End()), "ended without [DONE]"),
+            ((Headers(), End()), "has no part that is understood"),
+            ((Headers(), Send(b"data: [DONE]\n\n")), "has no part that is understood"),
             ((Headers(), SERVER_ERROR), "code server_error"),
-            ((Headers("text/html"),), "is not text/event-stream"),
+            ((Headers("text/html"), Send(b"<html></html>")), "its media type is text/html"),
         ],
-        ids=["cut", "ended", "error event", "media type"],
+        ids=["cut", "ended", "only the marker", "error event", "HTML"],
     )
     @pytest.mark.parametrize("others", [0, 1])
     @virtual_time
@@ -683,7 +685,7 @@ class TestFailureMidway:
         ("failure", "code", "reason"),
         [
             (Break(), "upstream_interrupted", "broke off (ConnectionResetError)"),
-            (End(), "upstream_interrupted", "ended without [DONE]"),
+            (End(), "upstream_interrupted", "ended without a finish reason"),
             (SERVER_ERROR, "upstream_error", "code server_error"),
         ],
     )
