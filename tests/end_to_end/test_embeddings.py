@@ -29,7 +29,7 @@ STATUS: Final = {
 
 def refusal_of(fault: str) -> int:
     """The status that a client receives for a fault on each of the model's deployments."""
-    return STATUS.get(fault, 429 if fault.startswith("429") else 502)
+    return STATUS.get(fault, 429 if fault.startswith(("429", "error-stall", "error-trickle")) else 502)
 
 
 FAULTS: Final = [name for name, fault in faults.FAULTS.items() if "embeddings" in fault.wires]

@@ -35,8 +35,11 @@ OPERATIONS: Final = {
 }
 KEYED: Final = [operation for operation, it in OPERATIONS.items() if "security" in it]
 WITH_BODY: Final = [operation for operation, it in OPERATIONS.items() if "requestBody" in it]
-STORED: Final = [operation for operation in OPERATIONS if "{response_id}" in operation[0]]
-WITHOUT_BODY: Final = [operation for operation in OPERATIONS if operation not in (*WITH_BODY, *STORED)]
+# Azure's addresses of OpenAI's API lead to the same functions (test_openai_paths.py).
+TRIED: Final = [operation for operation in OPERATIONS if not operation[0].startswith("/openai/")]
+TRIED_WITH_BODY: Final = [operation for operation in TRIED if operation in WITH_BODY]
+STORED: Final = [operation for operation in TRIED if "{response_id}" in operation[0]]
+WITHOUT_BODY: Final = [operation for operation in TRIED if operation not in (*WITH_BODY, *STORED)]
 # `n` is left out: the model service has a limit of its own for it.
 OWN_MEMBERS: Final = DOCUMENT["components"]["schemas"]["ChatCompletionRequest"]["properties"].keys() - {"n"}
 
@@ -55,7 +58,7 @@ SCHEMA_CONFORMANCE: Final = CONFORMANCE[0]
 SHORT: Final = {"long": "long-20000", "huge-chunk": "huge-chunk-20000", "flood": "flood-500"}
 FAULTS: Final = [SHORT.get(name, name) for name, fault in faults.FAULTS.items() if "chat" in fault.wires]
 
-EXAMPLES: Final = int(os.environ.get("OPENAPI_EXAMPLES", "60"))
+EXAMPLES: Final = int(os.environ.get("OPENAPI_EXAMPLES", "40"))
 pytestmark = pytest.mark.timeout(60 + EXAMPLES)
 fuzz = settings(
     max_examples=EXAMPLES,
@@ -190,8 +193,7 @@ async def test_valid_chat_completion_request(send: Send, model_service: ModelSer
     await asyncio.to_thread(check)
 
 
-# An invalid request to a path with a name in it need not have an invalid body.
-@pytest.mark.parametrize("operation", [it for it in WITH_BODY if "{" not in it[0]], ids=" ".join)
+@pytest.mark.parametrize("operation", TRIED_WITH_BODY, ids=" ".join)
 async def test_invalid_request_is_rejected_by_field(
     send: Send, model_service: ModelService, operation: Operation
 ) -> None:
@@ -239,7 +241,7 @@ def names(field: str, path: str) -> bool:
     return path == field[:100] or path.startswith((f"{field}.", f"{field}["))
 
 
-@pytest.mark.parametrize("operation", WITH_BODY, ids=" ".join)
+@pytest.mark.parametrize("operation", TRIED_WITH_BODY, ids=" ".join)
 async def test_failures_conform_to_the_description(
     send: Send, failing_app: HostedApp, model_service: ModelService, operation: Operation
 ) -> None:
@@ -276,7 +278,7 @@ async def test_the_key_is_required_where_the_description_says_so(
 
     def status(headers: dict[str, str]) -> int:
         body = {"input": "x", "messages": []} if operation in WITH_BODY else None
-        url = described_app.url + path.format(model="x", deployment="x")
+        url = described_app.url + path.format(model="x", deployment="x", response_id="resp_1")
         return requests.request(method, url, json=body, headers=headers, timeout=30).status_code
 
     for headers in ({}, {"x-functions-key": "another"}):
