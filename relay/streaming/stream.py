@@ -36,7 +36,7 @@ from relay.usage import Usage
 _TERMINAL_EVENT_TIMEOUT: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
 # Seconds between the last bytes of a stream that breaks off and the break. The host makes the break a reset of the
 # caller's connection, and a reset drops all that has not reached the caller.
-_BREAK_DELAY: Final = 2.0
+_BREAK_DELAY: Final = 1.0
 
 # Seconds for which the usage is waited for behind the end of an answer that has none.
 _LATE_USAGE_TIMEOUT: Final = 0.5
