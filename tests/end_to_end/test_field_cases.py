@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.end_to_end.answers import DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream
+from tests.end_to_end.answers import BREAKS, DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.scripted_upstream import USAGE, D, F, Script, ScriptedUpstream, W, chunk, document, sse
 from tests.end_to_end.scripted_upstream import scripted_upstream as scripted_upstream
@@ -565,7 +565,7 @@ async def receive(client: httpx.AsyncClient, wire: str, model: str, *, stream: b
         try:
             async for content in response.aiter_raw():
                 chunks.append(content)
-        except httpx.RemoteProtocolError:
+        except BREAKS:
             received.broken = True
         received.status, received.headers, received.raw = response.status_code, response.headers, b"".join(chunks)
     _parse(received, stream=stream)
@@ -751,3 +751,48 @@ async def test_deep_nesting_is_a_failure_like_any_other(
     scripted_upstream.script(Script(nested, content_type="application/json"))
     received = await receive(field_client, V1, name, stream=False)
     assert (received.problem or {})["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (document({"error": "Unexpected endpoint or method. (POST /v1)"}), "address"),  # H15
+        (Script(b"<html>Sign in</html>", content_type="text/html"), "address"),
+        (document({"error": {"message": "model 'one' not found", "type": "not_found_error"}}, 404), "deployment one"),
+        (document({"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}, 404), "address"),
+    ],
+    ids=["an error in a 200", "a page of HTML", "a missing model", "a wrong path"],
+)
+async def test_what_is_not_ready(
+    functions_app: Callable[..., HostedApp],
+    model_service_port: int,
+    scripted_upstream: ScriptedUpstream,
+    script: Script,
+    words: str,
+) -> None:
+    settings = {
+        "AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{model_service_port}/v1/",
+        "AZURE_OPENAI_DEPLOYMENTS": "one",
+    }
+    scripted_upstream.script(script)
+    async with functions_app(env=settings, fresh=True).client() as client:
+        answer = await client.get("/ready")
+    (backend,) = answer.json()["backends"]
+    assert answer.status_code == 503
+    assert words in backend["remedy"]
+
+
+@pytest.mark.parametrize("words", ["", "Hello "])
+async def test_the_address_in_an_error_in_an_answer_is_not_passed_on(
+    field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, model_service_port: int, words: str
+) -> None:
+    host = f"127.0.0.1:{model_service_port}"
+    refused = error(f"The request to http://{host}/v1 is bad ({host}).", code=400, type=host, param=host)
+    for script in (Script(refused), Script(W("Hello ") + refused), Script(refused.removeprefix(b"data: "))):
+        scripted_upstream.script(script)
+        received = await receive(field_client, V1, deployments("a document that is no answer", V1)[0])
+        told = received.problem or received.error
+        assert told is not None
+        assert "is bad" in told["message"], "the words of the model service are passed on"
+        assert host not in received.raw.decode()
+        assert str(model_service_port) not in received.raw.decode()
