@@ -6,7 +6,7 @@ Each case has the public thread that reports it, or no source where it only belo
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -642,30 +642,61 @@ async def check_record(app: HostedApp, received: ReceivedAnswer, expected: Answe
         assert record["relay.code"] == told["code"]
 
 
+type Answers = Mapping[tuple[str, str], tuple[ReceivedAnswer, int]]
+
+
+@pytest.fixture(scope="module")
+def answers(field_app: HostedApp, model_service_port: int) -> Answers:
+    """What a caller gets of each case on each wire, and how often the deployment was asked for it.
+
+    All of them are asked for at once, since a transfer that breaks off takes its time.
+    """
+    results: dict[tuple[str, str], tuple[ReceivedAnswer, int]] = {}
+
+    async def receive_all() -> None:
+        upstream = ScriptedUpstream()
+        at_once = asyncio.Semaphore(40)
+
+        async def one(case: Case, wire: str, *, stream: bool) -> None:
+            deployment, _ = deployments(case.name, wire)
+            upstream.script(case.script, deployment)
+            async with at_once:
+                received = await receive(client, wire, deployment, stream=stream)
+            results[case.name, wire] = (received, upstream.asked(deployment))
+
+        async with upstream.listen(model_service_port), field_app.client() as client:
+            await asyncio.gather(
+                *(one(case, wire, stream=True) for case in CASES.values() for wire in WIRES),
+                *(one(case, V1, stream=False) for case in DOCUMENTS.values()),
+            )
+            await eventually(lambda: upstream.open_requests == 0)
+
+    with asyncio.Runner() as runner:
+        runner.run(receive_all())
+    return results
+
+
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("name", CASES)
 async def test_what_a_model_service_sends_where_a_stream_was_asked(
-    field_app: HostedApp, field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, name: str
+    field_app: HostedApp, answers: Answers, name: str, wire: str
 ) -> None:
-    case = CASES[name]
-    scripted_upstream.script(case.script)
-    answers = await asyncio.gather(*(receive(field_client, wire, deployments(name, wire)[0]) for wire in WIRES))
-    for wire, received in zip(WIRES, answers, strict=True):
-        check(received, wire, case.expected)
-        await check_record(field_app, received, case.expected)
-    assert len(scripted_upstream.requests) == len(WIRES), "a request is sent once"
-    await eventually(lambda: scripted_upstream.open_requests == 0)
+    received, asked = answers[name, wire]
+    check(received, wire, CASES[name].expected)
+    await check_record(field_app, received, CASES[name].expected)
+    assert asked == 1, "a request is sent once"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_what_a_model_service_sends_where_no_stream_was_asked(
-    field_app: HostedApp, field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, name: str
+    field_app: HostedApp, answers: Answers, name: str
 ) -> None:
-    case = DOCUMENTS[name]
-    scripted_upstream.script(case.script)
-    received = await receive(field_client, V1, deployments(name, V1)[0], stream=False)
-    check(received, V1, case.expected)
-    await check_record(field_app, received, case.expected)
-    if isinstance(case.expected, Answer):
+    expected = DOCUMENTS[name].expected
+    received, asked = answers[name, V1]
+    check(received, V1, expected)
+    await check_record(field_app, received, expected)
+    assert asked == 1, "a request is sent once"
+    if isinstance(expected, Answer):
         assert received.headers["content-type"] == "application/json"
 
 
