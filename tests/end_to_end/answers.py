@@ -15,6 +15,9 @@ DOCUMENT: Final = "application/json"  # `"stream": false`
 STREAMS: Final = (SSE, NDJSON, PLAIN)
 FORMATS: Final = (*STREAMS, DOCUMENT)
 
+# A transfer that is broken off: the host resets the connection, or closes it before the end of the body.
+BREAKS: Final = (httpx.ReadError, httpx.RemoteProtocolError)
+
 PING: Final = b": ping\n\n"
 
 
@@ -61,7 +64,7 @@ async def post_stream(
         try:
             async for chunk in response.aiter_raw():
                 chunks.append(chunk)
-        except (httpx.ReadError, httpx.RemoteProtocolError):
+        except BREAKS:
             answer.broken = True
         answer.status, answer.headers, answer.raw = response.status_code, response.headers, b"".join(chunks)
     parse_answer(answer, media_type)
@@ -97,7 +100,7 @@ async def post_streamed(
         try:
             async for content in response.aiter_raw():
                 chunks.append(content)
-        except httpx.RemoteProtocolError:
+        except BREAKS:
             broken = True
         return StreamedResponse(response.status_code, response.headers, b"".join(chunks), broken)
 

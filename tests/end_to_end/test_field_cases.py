@@ -6,7 +6,7 @@ Each case has the public thread that reports it, or no source where it only belo
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.end_to_end.answers import DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream
+from tests.end_to_end.answers import BREAKS, DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.scripted_upstream import USAGE, D, F, Script, ScriptedUpstream, W, chunk, document, sse
 from tests.end_to_end.scripted_upstream import scripted_upstream as scripted_upstream
@@ -565,7 +565,7 @@ async def receive(client: httpx.AsyncClient, wire: str, model: str, *, stream: b
         try:
             async for content in response.aiter_raw():
                 chunks.append(content)
-        except httpx.RemoteProtocolError:
+        except BREAKS:
             received.broken = True
         received.status, received.headers, received.raw = response.status_code, response.headers, b"".join(chunks)
     _parse(received, stream=stream)
@@ -642,30 +642,61 @@ async def check_record(app: HostedApp, received: ReceivedAnswer, expected: Answe
         assert record["relay.code"] == told["code"]
 
 
+type Answers = Mapping[tuple[str, str], tuple[ReceivedAnswer, int]]
+
+
+@pytest.fixture(scope="module")
+def answers(field_app: HostedApp, model_service_port: int) -> Answers:
+    """What a caller gets of each case on each wire, and how often the deployment was asked for it.
+
+    All of them are asked for at once, since a transfer that breaks off takes its time.
+    """
+    results: dict[tuple[str, str], tuple[ReceivedAnswer, int]] = {}
+
+    async def receive_all() -> None:
+        upstream = ScriptedUpstream()
+        at_once = asyncio.Semaphore(40)
+
+        async def one(case: Case, wire: str, *, stream: bool) -> None:
+            deployment, _ = deployments(case.name, wire)
+            upstream.script(case.script, deployment)
+            async with at_once:
+                received = await receive(client, wire, deployment, stream=stream)
+            results[case.name, wire] = (received, upstream.asked(deployment))
+
+        async with upstream.listen(model_service_port), field_app.client() as client:
+            await asyncio.gather(
+                *(one(case, wire, stream=True) for case in CASES.values() for wire in WIRES),
+                *(one(case, V1, stream=False) for case in DOCUMENTS.values()),
+            )
+            await eventually(lambda: upstream.open_requests == 0)
+
+    with asyncio.Runner() as runner:
+        runner.run(receive_all())
+    return results
+
+
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("name", CASES)
 async def test_what_a_model_service_sends_where_a_stream_was_asked(
-    field_app: HostedApp, field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, name: str
+    field_app: HostedApp, answers: Answers, name: str, wire: str
 ) -> None:
-    case = CASES[name]
-    scripted_upstream.script(case.script)
-    answers = await asyncio.gather(*(receive(field_client, wire, deployments(name, wire)[0]) for wire in WIRES))
-    for wire, received in zip(WIRES, answers, strict=True):
-        check(received, wire, case.expected)
-        await check_record(field_app, received, case.expected)
-    assert len(scripted_upstream.requests) == len(WIRES), "a request is sent once"
-    await eventually(lambda: scripted_upstream.open_requests == 0)
+    received, asked = answers[name, wire]
+    check(received, wire, CASES[name].expected)
+    await check_record(field_app, received, CASES[name].expected)
+    assert asked == 1, "a request is sent once"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 async def test_what_a_model_service_sends_where_no_stream_was_asked(
-    field_app: HostedApp, field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, name: str
+    field_app: HostedApp, answers: Answers, name: str
 ) -> None:
-    case = DOCUMENTS[name]
-    scripted_upstream.script(case.script)
-    received = await receive(field_client, V1, deployments(name, V1)[0], stream=False)
-    check(received, V1, case.expected)
-    await check_record(field_app, received, case.expected)
-    if isinstance(case.expected, Answer):
+    expected = DOCUMENTS[name].expected
+    received, asked = answers[name, V1]
+    check(received, V1, expected)
+    await check_record(field_app, received, expected)
+    assert asked == 1, "a request is sent once"
+    if isinstance(expected, Answer):
         assert received.headers["content-type"] == "application/json"
 
 
@@ -751,3 +782,48 @@ async def test_deep_nesting_is_a_failure_like_any_other(
     scripted_upstream.script(Script(nested, content_type="application/json"))
     received = await receive(field_client, V1, name, stream=False)
     assert (received.problem or {})["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (document({"error": "Unexpected endpoint or method. (POST /v1)"}), "address"),  # H15
+        (Script(b"<html>Sign in</html>", content_type="text/html"), "address"),
+        (document({"error": {"message": "model 'one' not found", "type": "not_found_error"}}, 404), "deployment one"),
+        (document({"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}, 404), "address"),
+    ],
+    ids=["an error in a 200", "a page of HTML", "a missing model", "a wrong path"],
+)
+async def test_what_is_not_ready(
+    functions_app: Callable[..., HostedApp],
+    model_service_port: int,
+    scripted_upstream: ScriptedUpstream,
+    script: Script,
+    words: str,
+) -> None:
+    settings = {
+        "AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{model_service_port}/v1/",
+        "AZURE_OPENAI_DEPLOYMENTS": "one",
+    }
+    scripted_upstream.script(script)
+    async with functions_app(env=settings, fresh=True).client() as client:
+        answer = await client.get("/ready")
+    (backend,) = answer.json()["backends"]
+    assert answer.status_code == 503
+    assert words in backend["remedy"]
+
+
+@pytest.mark.parametrize("words", ["", "Hello "])
+async def test_the_address_in_an_error_in_an_answer_is_not_passed_on(
+    field_client: httpx.AsyncClient, scripted_upstream: ScriptedUpstream, model_service_port: int, words: str
+) -> None:
+    host = f"127.0.0.1:{model_service_port}"
+    refused = error(f"The request to http://{host}/v1 is bad ({host}).", code=400, type=host, param=host)
+    for script in (Script(refused), Script(W("Hello ") + refused), Script(refused.removeprefix(b"data: "))):
+        scripted_upstream.script(script)
+        received = await receive(field_client, V1, deployments("a document that is no answer", V1)[0])
+        told = received.problem or received.error
+        assert told is not None
+        assert "is bad" in told["message"], "the words of the model service are passed on"
+        assert host not in received.raw.decode()
+        assert str(model_service_port) not in received.raw.decode()

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService, faults
+from tests.end_to_end.answers import BREAKS
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.test_errors import (
     BODY_LIMIT,
@@ -80,7 +81,7 @@ async def receive(client: httpx.AsyncClient, method: str, url: str, **options: A
         try:
             async for chunk in response.aiter_raw():
                 chunks.append(chunk)
-        except httpx.RemoteProtocolError:
+        except BREAKS:
             received.broken = True
         received.status, received.headers, received.raw = response.status_code, response.headers, b"".join(chunks)
     if received.status != 200:

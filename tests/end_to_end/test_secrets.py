@@ -16,7 +16,7 @@ from aiohttp import web
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService
 from relay.problems import Problem
 from relay.upstream.pool import BackendPool
-from tests.end_to_end.answers import FORMATS, request_body
+from tests.end_to_end.answers import BREAKS, FORMATS, request_body
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.test_errors import OUTCOMES
 
@@ -106,7 +106,7 @@ class RecordingClient:
             try:
                 async for chunk in response.aiter_raw():
                     chunks.append(chunk)
-            except (httpx.ReadError, httpx.RemoteProtocolError):
+            except BREAKS:
                 pass  # the app broke the connection
         body = b"".join(chunks).decode(errors="replace")
         self.responses.append(Received(description, response.status_code, f"{response.headers.multi_items()}\n{body}"))

@@ -277,3 +277,35 @@ def test_the_elapsed_time(loop: FakeLoop) -> None:
     assert watched.watchdog.awaiting_upstream is False
     loop.advance(12.5)
     assert watched.watchdog.elapsed == 12.5
+
+
+class TestLowerSilence:
+    """Behind a finish reason the model service has less time to end its answer."""
+
+    def test_it_holds_until_the_model_service_is_asked_again(self, loop: FakeLoop) -> None:
+        watched = Watched(loop, deadline=1000, silence_timeout=100)
+        watched.watchdog.awaiting_upstream = True
+        watched.watchdog.lower_silence_timeout(5.0)
+        loop.advance(4.0)
+        watched.watchdog.begin_silence()
+        loop.advance(99.0)
+        assert watched.calls == []
+        loop.advance(1.0)
+        assert watched.calls == [(104.0, "silence")]
+
+    def test_it_is_measured_from_the_last_receipt(self, loop: FakeLoop) -> None:
+        watched = Watched(loop, deadline=1000, silence_timeout=100)
+        watched.watchdog.awaiting_upstream = True
+        loop.advance(3.0)
+        watched.watchdog.lower_silence_timeout(5.0)
+        watched.watchdog.lower_silence_timeout(50.0)
+        assert loop.set_timers == 2
+        loop.advance(2.0)
+        assert watched.calls == [(5.0, "silence")]
+
+    def test_a_shorter_one_stays(self, loop: FakeLoop) -> None:
+        watched = Watched(loop, deadline=1000, silence_timeout=2)
+        watched.watchdog.awaiting_upstream = True
+        watched.watchdog.lower_silence_timeout(5.0)
+        loop.advance(2.0)
+        assert watched.calls == [(2.0, "silence")]
