@@ -160,7 +160,7 @@ _API_VERSION: Final[dict[str, Any]] = {
 _OPENAI_STREAM: Final[dict[str, Any]] = {
     "type": "string",
     "description": (
-        "The events of OpenAI's API. A failure midway is an event with an error, and behind it the transfer is broken "
+        "The events of OpenAI's API. A failure midway is an event with an error, after which the transfer is broken "
         "off (no last chunk), since some clients skip such an event."
     ),
 }

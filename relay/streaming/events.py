@@ -105,7 +105,7 @@ class Encoder(Protocol):
     """Writes the events of one stream in the format that its caller asked for.
 
     `whole`: nothing goes out before the end, so that a failure keeps its HTTP status. `breaks_off`: the transfer is
-    broken off behind the end of a failed answer, for clients that would otherwise take it for a complete one. `ping`:
+    broken off after the end of a failed answer, for clients that would otherwise take it for a complete one. `ping`:
     the bytes that fill a silence; empty where the format has no place for them.
     """
 

@@ -38,9 +38,9 @@ _TERMINAL_EVENT_TIMEOUT: Final = 10.0  # seconds that a caller who does not read
 # caller's connection, and a reset drops all that has not reached the caller.
 _BREAK_DELAY: Final = 1.0
 
-# Seconds for which the usage is waited for behind the end of an answer that has none.
+# Seconds for which the usage is waited for after the end of an answer that has none.
 _LATE_USAGE_TIMEOUT: Final = 0.5
-# Seconds of silence behind a finish reason after which an answer ends that its model service does not end.
+# Seconds of silence after a finish reason after which an answer ends that its model service does not end.
 _SILENCE_AFTER_FINISH: Final = 5.0
 
 _Termination = Literal["disconnect", "deadline", "silence"]
@@ -316,7 +316,7 @@ class Stream:
         raise AssertionError("the last event is the terminal one")
 
     async def _with_late_usage(self, done: Done, answer: Answer, decoder: Decoder) -> Done:
-        """The same end with the usage, where a model service sends that behind it, and within a moment.
+        """The same end with the usage, where a model service sends that afterwards, within a moment.
 
         The text is not held back for it.
         """

@@ -29,11 +29,11 @@ class Answer(Protocol):
 
     @property
     def media_type(self) -> str:
-        """The answer's media type, without parameters; what was sent is told by its bytes."""
+        """The answer's media type, without parameters; its bytes show what was sent."""
         ...
 
     def redact(self, problem: Problem) -> Problem:
-        """The same problem, without the model service's address and credential in the words of an upstream error."""
+        """The same problem, without the model service's address and credential in the text of an upstream error."""
         ...
 
     def close(self) -> None:

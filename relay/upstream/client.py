@@ -91,7 +91,7 @@ class ModelServiceClient:
 
         `on_repeat` is called before the request is sent once more, since the server had closed the kept connection that
         it was sent on: only once, as a failing server would be asked on each of its connections. `on_refusal` is called
-        when the status has told that there is no answer: from then on it takes a second at most.
+        when the status shows that there is no answer: from then on it takes a second at most.
         """
         content = None
         if request.parameters is not None:
@@ -110,7 +110,7 @@ class ModelServiceClient:
         except openai.APITimeoutError:
             return Refusal(UPSTREAM_TIMEOUT, "no connection in time")
         except openai.APIConnectionError as error:
-            # The transport's own words; any other text can hold anything.
+            # The transport's own text; any other can hold anything.
             ours = isinstance(error.__cause__, httpx2.ConnectError)
             return Refusal(UPSTREAM_ERROR, str(error.__cause__) if ours else "no connection to the model service")
         except UnreadableCodingError as error:

@@ -46,8 +46,8 @@ class Refusal:
     """The model service gave no answer.
 
     `reason` is for the log, never for a caller. `retry_after`: seconds for which the backend asked not to be called,
-    bounded. `status`: the model service's HTTP status, where there was one. `error` is what it said, as it came: it can
-    hold anything and goes nowhere. `remedy`: what an operator can do, where the problem does not tell it.
+    bounded. `status`: the model service's HTTP status, where there was one. `error` is its error object as it came: it
+    can hold anything and goes nowhere. `remedy`: what an operator can do, where the problem does not say it.
     """
 
     problem: Problem

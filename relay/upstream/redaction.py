@@ -1,4 +1,4 @@
-"""Removes what a caller must not see from the words of an upstream error: the service's address and the credential."""
+"""Removes what a caller must not see from the text of an upstream error: the service's address and the credential."""
 
 import re
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Reads out of an error which of this app's additions a deployment refuses, so that they can be taken back.
 
-Servers say it in words of their own. Public threads that have them:
+Each server words it differently. Public threads that have them:
 
 - unknown parameters: vllm-project/vllm#10463, openai/openai-agents-python#442 (Mistral), voideditor/void#128,
   NVIDIA/garak#748, caozhiyuan/copilot-api#164 (OpenAI)
@@ -34,7 +34,7 @@ from relay.upstream.request import (
 
 _MAX_TEXT: Final = 16 * 1024  # characters of an error that are read
 
-# Refusals for another reason, whatever parameters their words name.
+# Refusals for another reason, whatever parameters their text names.
 _OTHER_REASONS: Final = frozenset(
     problem.code for problem in (CONTENT_FILTER, MODEL_NOT_FOUND, RATE_LIMITED, UPSTREAM_AUTH)
 )
@@ -65,7 +65,7 @@ def take_back(refusal: Refusal, request: UpstreamRequest, refused: Refused) -> T
 
 def without_blame(refusal: Refusal, request: UpstreamRequest) -> Refusal:
     """The same refusal, unless it tells the caller of a parameter that this app added: then it is no one's fault but
-    the backend's, and another one may answer. Of a prompt that does not fit, only the upstream's words go."""
+    the backend's, and another one may answer. Of a prompt that does not fit, only the upstream's text is removed."""
     if refusal.retryable or not _names_an_addition(refusal, request.additions):
         return refusal
     if refusal.problem.code == CONTEXT_LENGTH_EXCEEDED.code:
@@ -205,7 +205,7 @@ _NO_CHANGE: Final = TakenBack(NOTHING, NOTHING)
 
 
 class UpstreamError:
-    """The words of an upstream's error, in whatever form: OpenAI's object, a validator's list, a text.
+    """The text of an upstream's error, in whatever form: OpenAI's object, a validator's list, a text.
 
     `statements` are its sentences in lower case, or the object as a whole where it names a parameter; `parameters` are
     what its members `param` and `loc` name.

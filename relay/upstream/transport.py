@@ -201,7 +201,7 @@ def _had_been_closed(error: Exception, reused_at: float | None) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no answer, in words without any of the other side's."""
+    """Why there is no answer, without any text of the other side's."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -226,7 +226,7 @@ _REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
 
 
 async def refusal_text(response: aiohttp.ClientResponse) -> str:
-    """The text of a refusal, as much of it as arrives within the bounds: the status has told what matters.
+    """The text of a refusal, as much of it as arrives within the bounds: the status has what matters.
 
     The response is closed, or its connection returned to the pool where all of it has arrived.
     """

@@ -102,7 +102,7 @@ class EventEncoder:
     """OpenAI's event stream: the upstream's events as they came, the usage only for a caller who asked for it.
 
     A failure midway is an event with an error object and then a broken transfer: the OpenAI client for .NET skips such
-    an event, and would take a clean end behind it for that of a complete answer.
+    an event, and would take a clean end after it for that of a complete answer.
     """
 
     media_type = "text/event-stream; charset=utf-8"

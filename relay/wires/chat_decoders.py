@@ -337,7 +337,7 @@ class _StreamDecoder:
         return self._not_a_chunk(error)
 
     def _read_late_usage(self, data: bytes) -> None:
-        """Read an event behind the marker: only the usage is of interest."""
+        """Read an event after the marker: only the usage is of interest."""
         if self.usage is not None or b'"usage"' not in data or isinstance(self._terminal, Failed):
             return
         if self._judgement.at(Ending.MARKER) is not None:
@@ -622,7 +622,7 @@ def _not_a_completion(error: str) -> Failed:
 
 
 def without_marker(content: bytes) -> bytes:
-    """The document without the marker of a stream's end that some servers send behind it."""
+    """The document without the marker of a stream's end that some servers send after it."""
     if content.rstrip().endswith(b"[DONE]"):
         document, _, marker = content.rpartition(b"data:")
         if marker.strip() == b"[DONE]" and document.rstrip().endswith((b"}", b"]")):

@@ -136,7 +136,7 @@ class EmbeddingDecoder:
 
 
 def _read_end(content: bytes) -> _Document | None:
-    """What is read of a long document: its usage stands behind the embeddings. None for what is no JSON object."""
+    """What is read of a long document: its usage follows the embeddings. None for what is no JSON object."""
     content = content.strip()
     if content[:1] != b"{" or content[-1:] != b"}":
         return None

@@ -13,7 +13,7 @@ from relay.problems import FieldError
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 
 # The escape of half a surrogate pair, in a text in which every backslash begins an escape: of a high one without a low
-# one behind it, or of a low one without a high one before it.
+# one after it, or of a low one without a high one before it.
 _HALF_PAIR: Final = re.compile(
     rb"\\u(?=[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
 )

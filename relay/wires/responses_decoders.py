@@ -234,9 +234,9 @@ class EventDecoder:
         except (ValueError, TypeError, RecursionError) as error:
             return self._unreadable(data, error)
         kind = event.type.encode(errors="replace") if isinstance(event.type, str) else b""
-        said = None if kind.startswith(_PREFIX) else _error_in(data, kind)
-        if said is not None:
-            return self._error(said)
+        found = None if kind.startswith(_PREFIX) else _error_in(data, kind)
+        if found is not None:
+            return self._error(found)
         if self._failed_silently:
             return self._failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
         if event.response is not None:
@@ -256,7 +256,7 @@ class EventDecoder:
         return None
 
     def _unreadable(self, data: bytes, error: Exception) -> Failed | None:
-        """An event that is no JSON object: an error in words, a word to keep the connection open, or a damaged one."""
+        """An event that is no JSON object: an error as plain text, a keep-alive, or a damaged one."""
         if _event_name(data) == _ERROR:
             return self._error({"message": data.decode(errors="replace")})
         if self._at_end or not _OF_JSON.intersection(data) or data[:1] not in b"{":

@@ -147,7 +147,7 @@ def unfinished_end(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
 
 
 def usage_last(steps: Steps, _reply: Reply, _arguments: Arguments) -> Steps:
-    """The usage comes behind the marker of the end."""
+    """The usage comes after the marker of the end."""
     usage = []
     for step in steps:
         if isinstance(step, Event) and step.kind == "usage":

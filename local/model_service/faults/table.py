@@ -329,7 +329,7 @@ FAULTS: dict[str, Fault] = {
         Fault("document", "a document, whatever was asked for", steps=step_changes.whole_document, wires=CHAT),
         Fault("unfinished-end", "[DONE] without a line end", steps=step_changes.unfinished_end, wires=CHAT),
         Fault("reset-end", "reset before [DONE]", steps=step_changes.reset_at_end, breaks=True, wires=CHAT),
-        Fault("late-usage", "the usage behind [DONE]", steps=step_changes.usage_last, wires=CHAT),
+        Fault("late-usage", "the usage after [DONE]", steps=step_changes.usage_last, wires=CHAT),
         Fault("pings", "`data: ping` before each token", steps=before_each_token(ping_event), wires=CHAT),
         Fault(
             "invalid-utf8",
