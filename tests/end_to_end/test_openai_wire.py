@@ -17,7 +17,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService, steps
+from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService, faults, steps
 from local.model_service.wires import chat_completions
 from tests.end_to_end.answers import StreamedResponse, join_surrogates, post_streamed
 from tests.end_to_end.hosting import HostedApp, eventually
@@ -604,7 +604,7 @@ OWN_TYPES: Final = {"error-too-long": "BadRequestError"}  # passed on with the m
 
 # Faults in events, of which a document has none: it is complete or invalid.
 STREAM_FAULTS: Final = {
-    *(fault for fault in OUTCOMES if fault.startswith(("error-", "garbage-"))),
+    *(fault for fault in OUTCOMES if fault.startswith(("error-", "garbage-")) and faults.parse(fault)[0].fault.steps),
     *("invalid-utf8", "no-chunk", "no-finish+no-chunk", "pings"),
 }
 
