@@ -24,13 +24,14 @@ class SSEDecoder:
     Line ends may be LF, CR or CRLF, also mixed; a leading byte order mark is dropped; the `data:` lines of an event are
     joined by LF; comments and other fields are ignored. The data of an event with an event type is a `NamedEvent`.
     Beyond the standard, a line that begins as a JSON object does is data: gateways write errors into a stream without a
-    field's name. `feed` raises `EventTooLongError`.
+    field's name. `named`: whether any event has had an event type. `feed` raises `EventTooLongError`.
     """
 
     def __init__(self) -> None:
         self._partial_line: list[bytes] = []  # reads of a line whose end has not arrived; joined once, when it does
         self._data: list[bytes] = []  # the data lines of the current event
         self._name = b""  # its event type
+        self.named = False  # whether any event has had one
         self._after_cr = False
         self._event_bytes = 0  # size of the current event
         self._first_line = True
@@ -80,6 +81,7 @@ class SSEDecoder:
                 data.append(b"")
             elif line.startswith(b"event:"):
                 self._name = line[7:] if line.startswith(b"event: ") else line[6:]
+                self.named = True
             elif line[0] == _BRACE:
                 data.append(line)
         if self._event_bytes > MAX_EVENT_BYTES:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED
+from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
 from relay.streaming.events import Done, Event, Failed, Text, Verbatim
 from relay.upstream.ending import Ending, Judgement
 from relay.upstream.failures import classify, filtered_categories, find_error, is_failed_finish
@@ -48,6 +48,7 @@ class _Usage(Struct, gc=False):
 class _Delta(Struct, gc=False):
     content: Raw = Raw(b"null")
     refusal: Raw = Raw(b"null")
+    error: Any = None
 
 
 class _Choice(Struct, gc=False):
@@ -55,6 +56,7 @@ class _Choice(Struct, gc=False):
     delta: _Delta | None = None
     message: _Delta | None = None
     finish_reason: Any = None
+    error: Any = None
     content_filter_results: Raw = Raw(b"null")
 
 
@@ -62,7 +64,10 @@ class _Chunk(Struct, gc=False):
     id: Any = None
     model: Any = None
     choices: list[_Choice] | None = None
-    usage: Raw = Raw(b"null")
+    usage: Any = None
+    error: Any = None
+    error_type: Any = None
+    error_message: Any = None
 
 
 class _AnyChoice(Struct, gc=False):
@@ -70,15 +75,19 @@ class _AnyChoice(Struct, gc=False):
 
     index: Any = 0
     delta: dict[str, Raw] | None = None
-    message: Raw = Raw(b"null")
+    message: Any = None
     finish_reason: Any = None
+    error: Any = None
 
 
 class _AnyChunk(Struct, gc=False):
     id: Any = None
     model: Any = None
     choices: list[_AnyChoice] | None = None
-    usage: Raw = Raw(b"null")
+    usage: Any = None
+    error: Any = None
+    error_type: Any = None
+    error_message: Any = None
 
 
 _MAX_NAME_LENGTH: Final = 256  # characters kept of the upstream's own names
@@ -93,7 +102,7 @@ _NO_DELTA: Final[dict[str, Raw]] = {}
 _QUOTATION_MARK: Final = 0x22
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-# An event in which this occurs is looked at as a whole: wherever an error is, its member or its value begins so.
+# A document in which this occurs is looked at as a whole: wherever an error is, its member or its value begins so.
 _ERROR: Final = b'"error'
 # Azure's report on the prompt, which is no part of the answer and no error.
 _PROMPT_REPORT: Final = b'"prompt_filter_results"'
@@ -123,6 +132,7 @@ class _StreamDecoder:
         self.content_filter: dict[str, Any] | None = None
         self.deltas = 0
         self.progress = 0
+        self._chunks = 0  # those with choices, which are parts of the answer
         self._judgement = Judgement(choices)
         self._events = SSEDecoder()
         self._in_events = False  # the answer is known to be an event stream
@@ -155,10 +165,14 @@ class _StreamDecoder:
 
     def _read_events(self, payloads: list[bytes]) -> Done | Failed | None:
         """Read these events; returns the terminal event, if they hold what ends the answer."""
-        marker = False
+        marker, named = False, self._events.named
         for data in payloads:
             if self._over:
                 self._read_late_usage(data)
+            elif named and _event_name(data) in _NAMES_TO_INSPECT and not data.startswith(b"[DONE]"):
+                if (failed := self._inspect(data)) is not None:
+                    self._over = True
+                    return failed
             elif not data:
                 continue  # some servers keep a connection alive with these
             elif data.startswith(b"[DONE]"):
@@ -200,11 +214,15 @@ class _StreamDecoder:
         return events
 
     def _judged(self, ending: Ending, reason: str | None = None) -> Done | Failed:
-        verdict = self._judgement.at(ending)
+        verdict = self._verdict(ending)
         if verdict is None:
             return Done(self.finish_reason, self.model, self.usage, self.id, self.content_filter)
         problem, why = verdict
         return Failed(problem, reason or why, self.usage)
+
+    def _verdict(self, ending: Ending) -> tuple[Problem, str] | None:
+        self._judgement.begun = self._chunks > 0
+        return self._judgement.at(ending)
 
     # The first bytes
 
@@ -266,14 +284,14 @@ class _StreamDecoder:
 
     def _note(self, chunk: _Chunk | _AnyChunk) -> None:
         """Read what both decoders need of every chunk."""
-        self._judgement.begun = True
         self.progress += 1
-        if bytes(chunk.usage) != _NULL:
+        self._chunks += 1
+        if chunk.usage is not None:
             self.usage = _usage(chunk.usage)
-        if chunk.id.__class__ is str and chunk.id:
-            self.id = chunk.id[:_MAX_NAME_LENGTH]
-        if chunk.model.__class__ is str and chunk.model:
-            self.model = chunk.model[:_MAX_NAME_LENGTH]
+        if chunk.id != self.id and chunk.id:
+            self.id = _name(chunk.id) or self.id
+        if chunk.model != self.model and chunk.model:
+            self.model = _name(chunk.model) or self.model
 
     def _finish(self, choice: int, reason: Any) -> Failed | None:
         """Note a finish reason; some servers send the word null until there is one."""
@@ -292,7 +310,7 @@ class _StreamDecoder:
         try:
             document = json.loads(data.decode(errors="replace"))
             if isinstance(document, dict) and document.get("usage"):
-                self.usage = _usage(_raw(document["usage"]))
+                self.usage = _usage(document["usage"])
             error = find_error(document)
             if error is None and _event_name(data) == b"error":
                 error = document if isinstance(document, dict) else {"message": document}
@@ -340,13 +358,13 @@ class _StreamDecoder:
         """Read an event after the marker: only the usage is of interest."""
         if self.usage is not None or b'"usage"' not in data or isinstance(self._terminal, Failed):
             return
-        if self._judgement.at(Ending.MARKER) is not None:
+        if self._verdict(Ending.MARKER) is not None:
             return  # there is no answer that it could belong to
         try:
             chunk = msgspec.json.decode(data, type=_AnyChunk)
         except _UNREADABLE:
             return
-        if bytes(chunk.usage) != _NULL and not chunk.choices:
+        if chunk.usage is not None and not chunk.choices:
             self.usage = _usage(chunk.usage)
             self._hold(data, usage=True)
 
@@ -375,16 +393,15 @@ class TextDecoder(_StreamDecoder):
             self._text = []
 
     def _chunk(self, data: bytes) -> Failed | None:
-        if _ERROR in data or (data.__class__ is not bytes and _event_name(data) in _NAMES_TO_INSPECT):
-            return self._inspect(data)
         try:
             chunk = _decode_chunk(data)
         except _UNREADABLE:
             return self._inspect(data)
-        if not chunk.choices:
+        choices = chunk.choices
+        if not choices or _may_be_error(chunk):
             return None if _is_prompt_report(data, chunk) else self._inspect(data)
         self._note(chunk)
-        return self._read(chunk.choices)
+        return self._read(choices)
 
     def _read_leniently(self, data: bytes, document: dict[str, Any]) -> Failed | None:
         chunk = _lenient_chunk(document)
@@ -399,6 +416,8 @@ class TextDecoder(_StreamDecoder):
             if choice.index and _index(choice.index):
                 continue  # one answer was asked for
             delta = choice.delta
+            if choice.error or (delta is not None and delta.error):
+                return self._error(find_error({"error": choice.error or (delta and delta.error)}) or {})
             if delta is None and not self.deltas:
                 delta = choice.message  # a whole answer in an event
             if delta is not None:
@@ -450,20 +469,22 @@ class VerbatimDecoder(_StreamDecoder):
             self._held.append(Verbatim(b"", [data], usage))
 
     def _chunk(self, data: bytes) -> Failed | None:
-        if _ERROR in data or (data.__class__ is not bytes and _event_name(data) in _NAMES_TO_INSPECT):
-            return self._inspect(data) or self._within_limit()
         try:
             chunk = _decode_any_chunk(data)
         except _UNREADABLE:
             return self._inspect(data) or self._within_limit()
-        if not chunk.choices:
+        choices = chunk.choices
+        if not choices or _may_be_error(chunk):
             if not _is_prompt_report(data, chunk):
                 return self._inspect(data) or self._within_limit()
             self._hold(data, usage=False)
             return self._within_limit()
+        for choice in choices:
+            if choice.error or (choice.delta is not None and "error" in choice.delta):
+                return self._inspect(data) or self._within_limit()
         self._note(chunk)
         self._hold(data, usage=False)
-        return self._read(chunk.choices)
+        return self._read(choices)
 
     def _within_limit(self) -> Failed | None:
         if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
@@ -488,7 +509,7 @@ class VerbatimDecoder(_StreamDecoder):
                 failed := self._finish(_index(choice.index) if choice.index else 0, choice.finish_reason)
             ):
                 return failed
-            if choice.delta is None and bytes(choice.message) != _NULL and not self.deltas:
+            if choice.delta is None and choice.message and not self.deltas:
                 # A whole answer in an event is passed on as a chunk, which is what the caller looks for.
                 return self._read_document(json.loads(self._held[-1].events.pop().decode(errors="replace")))
             for name, value in (choice.delta or _NO_DELTA).items():
@@ -509,7 +530,7 @@ class _Document(Struct, gc=False):
     choices: list[_Finish] | None = None
     id: Any = None
     model: Any = None
-    usage: Raw = Raw(b"null")
+    usage: Any = None
     error: Any = None
 
 
@@ -579,7 +600,7 @@ class DocumentDecoder:
                 finishes = [_Finish(choice.finish_reason) for choice in chunk.choices or ()]
                 document = _Document(finishes, chunk.id, chunk.model, chunk.usage)
         self.id, self.model = _name(document.id), _name(document.model)
-        self.usage = _usage(document.usage) if bytes(document.usage) != _NULL else None
+        self.usage = None if document.usage is None else _usage(document.usage)
         reasons = [it.finish_reason for it in document.choices or () if isinstance(it.finish_reason, str)]
         failed = next((reason for reason in reasons if is_failed_finish(reason)), None)
         if failed is not None:
@@ -631,18 +652,23 @@ def without_marker(content: bytes) -> bytes:
 
 
 def _is_prompt_report(data: bytes, chunk: _Chunk | _AnyChunk) -> bool:
-    return _PROMPT_REPORT in data and chunk.choices is not None and bytes(chunk.usage) == _NULL
+    return _PROMPT_REPORT in data and chunk.choices == [] and chunk.usage is None and not _may_be_error(chunk)
+
+
+def _may_be_error(chunk: _Chunk | _AnyChunk) -> bool:
+    """Whether the chunk has to be looked at as a whole; an error in a choice is looked for where that is read."""
+    return chunk.error is not None or chunk.error_type is not None or chunk.error_message is not None
 
 
 def _event_name(data: bytes) -> bytes:
     return data.name.lower() if isinstance(data, NamedEvent) else b""
 
 
-def _usage(counts: Raw) -> Usage | None:
+def _usage(counts: Any) -> Usage | None:
     """The counts; None where they can't be read, as the answer is complete without them."""
     try:
-        return msgspec.json.decode(counts, type=_Usage).usage()
-    except _UNREADABLE:
+        return msgspec.convert(counts, _Usage).usage()
+    except (msgspec.ValidationError, RecursionError):
         return None
 
 
@@ -706,7 +732,7 @@ def _lenient_chunk(document: dict[str, Any]) -> _Chunk:
         id=document.get("id"),
         model=document.get("model"),
         choices=[_lenient_choice(it) for it in choices if isinstance(it, dict)] if isinstance(choices, list) else None,
-        usage=_raw(document.get("usage")),
+        usage=document.get("usage"),
     )
 
 
@@ -732,7 +758,7 @@ def _lenient_choices(document: dict[str, Any]) -> list[_AnyChoice]:
             delta={name: Raw(_NULL if value in _NO_VALUE else b"1") for name, value in delta.items()}
             if isinstance(delta := choice.get("delta"), dict)
             else None,
-            message=Raw(b"1" if choice.get("message") else _NULL),
+            message=choice.get("message"),
             finish_reason=choice.get("finish_reason"),
         )
         for choice in document["choices"]
