@@ -3,9 +3,9 @@ and a company network's proxy, where it leads there, is named."""
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
+import pytest
 
 from local.model_service import DEFAULT_DEPLOYMENT, ModelService
 from tests.end_to_end.hosting import HostedApp
@@ -20,40 +20,38 @@ OPENAI = {
 }
 
 
-async def test_variables_of_the_openai_client(
-    functions_app: Callable[..., HostedApp], app_settings: dict[str, str], model_service: ModelService
-) -> None:
-    model_service.api_key = "the-key"
-    model_service.accept_token = "the-key"
-    app = functions_app(env=app_settings | {"AZURE_OPENAI_API_KEY": "the-key"} | OPENAI)
-    async with app.client() as client:
+@pytest.fixture(scope="module")
+def app_beside_other_tools(
+    functions_app: Callable[..., HostedApp], app_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> HostedApp:
+    """An app with a local model service, in whose environment other tools have left theirs."""
+    netrc = tmp_path_factory.mktemp("home") / "netrc"
+    netrc.write_text("default login someone password of-someone\n")
+    nowhere = "http://127.0.0.1:9"
+    others = OPENAI | {"NETRC": str(netrc), "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere}
+    return functions_app(env=app_settings | {"AZURE_OPENAI_API_KEY": "the-key"} | others)
+
+
+async def test_variables_of_the_openai_client(app_beside_other_tools: HostedApp, model_service: ModelService) -> None:
+    model_service.api_key = model_service.accept_token = "the-key"
+    async with app_beside_other_tools.client() as client:
         assert (await client.post("/stream", json={"input": "a secret prompt"})).status_code == 200
     (record,) = model_service.requests
     assert "x-request-id" not in record.headers
     for text in ("of-someone", "a secret prompt", "the-key"):
-        assert text not in str(record.headers) + app.output
+        assert text not in str(record.headers) + app_beside_other_tools.output
 
 
 async def test_a_proxy_and_a_netrc_file_beside_a_local_model_service(
-    functions_app: Callable[..., HostedApp],
-    app_settings: dict[str, str],
-    model_service: ModelService,
-    tmp_path: Path,
+    app_beside_other_tools: HostedApp, model_service: ModelService
 ) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("default login someone password of-someone\n")
     model_service.api_key = model_service.accept_token = "the-key"
-    nowhere = "http://127.0.0.1:9"
-    app = functions_app(
-        env=app_settings
-        | {"AZURE_OPENAI_API_KEY": "the-key", "NETRC": str(netrc), "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere}
-    )
-    async with app.client() as client:
+    async with app_beside_other_tools.client() as client:
         assert (await client.post("/stream", json={"input": "x"})).status_code == 200
         (finding,) = [it for it in (await client.get("/ready")).json()["backends"] if it["model"] == DEFAULT_DEPLOYMENT]
     assert finding["ready"]
     assert "proxy" not in finding
-    assert '"event":"proxy"' not in app.output
+    assert '"event":"proxy"' not in app_beside_other_tools.output
 
 
 async def test_an_identity_endpoint_is_never_reached_through_a_proxy(

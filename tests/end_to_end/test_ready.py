@@ -3,13 +3,14 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import httpx
 import pytest
 
-from local.model_service import DEFAULT_DEPLOYMENT, ModelService
+from local.model_service import DEFAULT_DEPLOYMENT, ModelService, Record
 from tests.end_to_end.hosting import HostedApp
 
 CLIENT_ID: Final = "11111111-2222-3333-4444-555555555555"
@@ -41,6 +42,11 @@ DEPLOYMENTS: Final[dict[str, tuple[dict[str, Any], str | None, tuple[str, ...]]]
     "fault-504": (NO_ANSWER, "upstream_timeout", ()),
     "fault-cut-headers": (UNREACHED, "upstream_error", ("network",)),
     "wrong-path": (NO_DEPLOYMENT, "not_configured", ("AZURE_OPENAI_ENDPOINT",)),
+    # What is no model service.
+    "fault-html-always": (UNREACHED, "upstream_error", ("address", "AZURE_OPENAI_ENDPOINT")),
+    "fault-error-document": (UNREACHED, "upstream_error", ("address", "AZURE_OPENAI_ENDPOINT")),
+    "fault-empty+accepts-empty": (UNREACHED, "upstream_error", ("address", "AZURE_OPENAI_ENDPOINT")),
+    "fault-html+accepts-empty": (UNREACHED, "upstream_error", ("address", "AZURE_OPENAI_ENDPOINT")),
 }
 
 
@@ -73,10 +79,10 @@ def check_ready(answer: httpx.Response, status_code: int, status: str) -> dict[s
     return findings
 
 
-def check_probes(model_service: ModelService, count: int) -> None:
+def check_probes(probes: Sequence[Record], count: int) -> None:
     """There were so many probes, and none of them has cost a token."""
-    assert len(model_service.requests) == count
-    for record in model_service.requests:
+    assert len(probes) == count
+    for record in probes:
         assert record.body["messages"] == []
         assert record.tokens == 0
         assert record.ended != "complete"
@@ -95,7 +101,12 @@ async def test_every_fault_and_its_remedy(own_app: Callable[..., HostedApp], mod
         answers = await asyncio.gather(*(client.get("/ready") for _ in range(20)))
         answers.append(await client.get("/ready"))
     assert len({answer.content for answer in answers}) == 1
-    check_probes(model_service, len(DEPLOYMENTS) - 1)  # the wrong path is not recorded
+    # The wrong path is not recorded; a refusal that is not about the conversation is followed by one short message.
+    followed = {"fault-empty+accepts-empty", "fault-html+accepts-empty"}
+    first = [record for record in model_service.requests if not record.body["messages"]]
+    check_probes(first, len(DEPLOYMENTS) - 1)
+    assert {it.deployment for it in model_service.requests if it not in first} == followed
+    assert len(model_service.requests) == len(first) + len(followed)
     findings = check_ready(answers[0], 503, "not_ready")
     assert list(findings) == list(DEPLOYMENTS)
     for name, (checks, code, texts) in DEPLOYMENTS.items():
@@ -109,18 +120,45 @@ async def test_every_fault_and_its_remedy(own_app: Callable[..., HostedApp], mod
     assert str(model_service.port) not in answers[0].text
 
 
+# A server that accepts an empty conversation, and would send a long answer.
+ACCEPTING: Final = "fault-accepts-empty+flood-100000"
+
+# Deployments that refuse what the app adds to a request, and what `/ready` shows of it.
+REFUSALS: Final = {
+    "fault-no-stream-options": ["stream_options"],
+    "fault-no-max-completion-tokens+limit-100": ["max_completion_tokens", "an output limit above 100"],
+    "fault-one-limit": ["max_tokens"],
+    "fault-context-8192": None,
+}
+
+
 async def test_all_backends_are_ready(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
-    app = own_app(
-        key="a-key", AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS=f"{DEFAULT_DEPLOYMENT},o3"
-    )
+    deployments = [DEFAULT_DEPLOYMENT, "o3", ACCEPTING, *REFUSALS]
+    app = own_app(key="a-key", AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS=",".join(deployments))
     async with httpx.AsyncClient(base_url=app.url, verify=False) as keyless:
         assert (await keyless.get("/ready")).status_code == 401
         assert (await keyless.get("/health")).status_code == 200
     assert model_service.requests == []
+
     async with app.client() as client:
-        check_ready(await client.get("/ready"), 200, "ready")
-    check_probes(model_service, 2)
-    assert all(record.deployment in (DEFAULT_DEPLOYMENT, "o3") for record in model_service.requests)
+        findings = check_ready(await client.get("/ready"), 200, "ready")
+        assert [finding["model"] for finding in findings.values()] == deployments
+        await model_service.wait_for(lambda it: it.open_requests == 0)
+        probes: dict[str, list[Record]] = {name: [] for name in deployments}
+        for record in model_service.requests:
+            probes[record.deployment].append(record)
+        check_probes([*probes[DEFAULT_DEPLOYMENT], *probes["o3"]], 2)
+        (accepted,) = probes[ACCEPTING]
+        assert accepted.ended == "aborted"
+        assert accepted.tokens < 100_000
+
+        for finding in findings.values():
+            assert finding.get("refused_additions") == REFUSALS.get(finding["model"])
+        for name, refused in REFUSALS.items():
+            model_service.requests.clear()
+            assert (await client.post("/stream", json={"input": "x", "model": name})).status_code == 200
+            if refused:
+                assert len(model_service.requests) == 1, "what the probe learned holds for requests"
 
 
 def two_accounts(model_service: ModelService, port: int) -> str:
@@ -148,21 +186,6 @@ async def test_one_of_two_backends_is_enough(own_app: Callable[..., HostedApp], 
             assert (await client.post("/stream", json={"input": "x"})).status_code == 200
 
 
-async def test_wrong_key(own_app: Callable[..., HostedApp], model_service: ModelService) -> None:
-    model_service.api_key = model_service.accept_token = "the right one"
-    app = own_app(
-        AZURE_OPENAI_ENDPOINT=model_service.url,
-        AZURE_OPENAI_DEPLOYMENTS="some",
-        AZURE_OPENAI_API_KEY="the-wrong-one",
-    )
-    async with app.client() as client:
-        answer = await client.get("/ready")
-    (finding,) = check_ready(answer, 503, "not_ready").values()
-    assert finding["checks"] == NO_ROLE
-    assert "AZURE_OPENAI_API_KEY" in finding["remedy"]
-    assert "the-wrong-one" not in answer.text
-
-
 async def test_missing_settings(own_app: Callable[..., HostedApp]) -> None:
     async with own_app().client() as client:
         answer = await client.get("/ready")
@@ -171,6 +194,64 @@ async def test_missing_settings(own_app: Callable[..., HostedApp]) -> None:
     assert answer.json()["code"] == "not_configured"
     fields = {error["field"] for error in answer.json()["errors"]}
     assert fields == {"AZURE_OPENAI_DEPLOYMENTS", "AZURE_OPENAI_ENDPOINT"}
+
+
+# ── Keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+KEY: Final = "the-key"
+GATEWAY_HEADERS: Final = ("api-key", "Ocp-Apim-Subscription-Key")
+
+
+@pytest.fixture
+async def gateways() -> AsyncIterator[dict[str, ModelService]]:
+    """Servers that take this key, each in another header."""
+    async with AsyncExitStack() as stack:
+        services = {}
+        for header in GATEWAY_HEADERS:
+            services[header] = await stack.enter_async_context(ModelService(tokens_per_second=0))
+            services[header].api_key, services[header].key_header = KEY, header
+        yield services
+
+
+async def test_keys_that_are_refused(
+    own_app: Callable[..., HostedApp], model_service: ModelService, gateways: dict[str, ModelService]
+) -> None:
+    """A wrong one, and a right one where a gateway does not look for it."""
+    model_service.api_key = model_service.accept_token = "the right one"
+    services = {"wrong": model_service} | gateways
+    backends = [
+        {"endpoint": it.url, "deployment": "some", "model": name, "name": name} for name, it in services.items()
+    ]
+    async with own_app(AZURE_OPENAI_BACKENDS=json.dumps(backends), AZURE_OPENAI_API_KEY=KEY).client() as client:
+        answer = await client.get("/ready")
+        findings = {finding["model"]: finding for finding in check_ready(answer, 503, "not_ready").values()}
+        assert KEY not in answer.text
+        assert list(findings) == list(services)
+        for name, finding in findings.items():
+            assert finding["checks"] == NO_ROLE
+            for text in ("the header Authorization", "AZURE_OPENAI_API_KEY", *GATEWAY_HEADERS):
+                assert text in finding["remedy"], name
+        assert "AZURE_OPENAI_API_KEY_HEADER" in findings[GATEWAY_HEADERS[0]]["remedy"]
+        for header in gateways:
+            refused = await client.post("/stream", json={"input": "x", "model": header})
+            assert refused.json()["code"] == "upstream_auth"
+            assert "the header Authorization" in refused.json()["detail"]
+            assert KEY not in refused.text
+
+
+@pytest.mark.parametrize("header", GATEWAY_HEADERS)
+async def test_a_gateway_that_takes_its_key_in_another_header(
+    own_app: Callable[..., HostedApp], gateways: dict[str, ModelService], header: str
+) -> None:
+    settings = {
+        "AZURE_OPENAI_ENDPOINT": gateways[header].url,
+        "AZURE_OPENAI_DEPLOYMENTS": DEFAULT_DEPLOYMENT,
+        "AZURE_OPENAI_API_KEY": KEY,
+        "AZURE_OPENAI_API_KEY_HEADER": header,
+    }
+    async with own_app(**settings).client() as client:
+        check_ready(await client.get("/ready"), 200, "ready")
+        assert (await client.post("/stream", json={"input": "x"})).status_code == 200
 
 
 # ── The app's identity ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,12 +272,18 @@ def managed(model_service: ModelService) -> dict[str, str]:
     }
 
 
-async def test_the_identity_has_a_token(
+async def test_the_identity_has_a_token_but_not_every_role(
     own_app: Callable[..., HostedApp], model_service: ModelService, managed: dict[str, str]
 ) -> None:
+    model_service.faults["elsewhere"] = "401-role"
+    managed["AZURE_OPENAI_DEPLOYMENTS"] += ",elsewhere"
     async with own_app(**managed).client() as client:
-        check_ready(await client.get("/ready"), 200, "ready")
-    check_probes(model_service, 1)
+        good, refused = check_ready(await client.get("/ready"), 503, "not_ready").values()
+    assert good["checks"] == GOOD
+    assert refused["checks"] == NO_ROLE
+    for text in (CLIENT_ID, "Cognitive Services OpenAI User", "terraform apply"):
+        assert text in refused["remedy"]
+    check_probes(model_service.requests, 2)
     assert len(model_service.identity.calls) == 1
 
 
@@ -212,18 +299,7 @@ async def test_the_identity_has_no_token(
     assert CLIENT_ID in finding["remedy"]
     assert "AZURE_CLIENT_ID" in finding["remedy"]
     assert "the-platforms-own-secret" not in answer.text
-    check_probes(model_service, 0)
-
-
-async def test_the_identity_has_no_role(
-    own_app: Callable[..., HostedApp], model_service: ModelService, managed: dict[str, str]
-) -> None:
-    model_service.faults[DEFAULT_DEPLOYMENT] = "401-role"
-    async with own_app(**managed).client() as client:
-        (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
-    assert finding["checks"] == NO_ROLE
-    for text in (CLIENT_ID, "Cognitive Services OpenAI User", "terraform apply"):
-        assert text in finding["remedy"]
+    check_probes(model_service.requests, 0)
 
 
 async def test_a_developer_who_is_not_signed_in(
@@ -245,74 +321,3 @@ async def test_head_is_answered_as_get_without_a_body(app: HostedApp, model_serv
     assert head.content == b""
     assert head.headers["content-type"] == got.headers["content-type"]
     assert head.headers["content-length"] == str(len(got.content))
-
-
-# ── What the deployments really do ───────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("fault", ["html-always", "error-document", "empty", "html"])
-async def test_what_is_no_model_service(
-    own_app: Callable[..., HostedApp], model_service: ModelService, fault: str
-) -> None:
-    model_service.faults["d"] = f"{fault}+accepts-empty" if fault in ("empty", "html") else fault
-    async with own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS="d").client() as client:
-        (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
-    assert finding["checks"] == UNREACHED
-    assert "address" in finding["remedy"]
-    assert "AZURE_OPENAI_ENDPOINT" in finding["remedy"]
-
-
-async def test_a_server_that_accepts_an_empty_conversation(
-    own_app: Callable[..., HostedApp], model_service: ModelService
-) -> None:
-    model_service.faults["d"] = "accepts-empty+flood-100000"
-    async with own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS="d").client() as client:
-        check_ready(await client.get("/ready"), 200, "ready")
-    await model_service.wait_for(lambda it: it.open_requests == 0)
-    assert model_service.requests[0].ended == "aborted"
-    assert model_service.requests[0].tokens < 100_000
-
-
-REFUSALS: Final = {
-    "no-stream-options": ["stream_options"],
-    "no-max-completion-tokens+limit-100": ["max_completion_tokens", "an output limit above 100"],
-    "one-limit": ["max_tokens"],
-    "context-8192": None,
-}
-
-
-@pytest.mark.parametrize("fault", REFUSALS)
-async def test_refused_additions_are_taken_back_and_shown(
-    own_app: Callable[..., HostedApp], model_service: ModelService, fault: str
-) -> None:
-    model_service.faults["d"] = fault
-    async with own_app(AZURE_OPENAI_ENDPOINT=model_service.url, AZURE_OPENAI_DEPLOYMENTS="d").client() as client:
-        (finding,) = check_ready(await client.get("/ready"), 200, "ready").values()
-        assert finding.get("refused_additions") == REFUSALS[fault]
-        model_service.requests.clear()
-        assert (await client.post("/stream", json={"input": "x"})).status_code == 200
-    if REFUSALS[fault]:
-        assert len(model_service.requests) == 1, "what the probe learned holds for requests"
-
-
-@pytest.mark.parametrize("header", ["api-key", "Ocp-Apim-Subscription-Key"])
-async def test_a_gateway_that_takes_its_key_in_another_header(
-    own_app: Callable[..., HostedApp], model_service: ModelService, header: str
-) -> None:
-    model_service.api_key, model_service.key_header = "the-key", header
-    settings = {
-        "AZURE_OPENAI_ENDPOINT": model_service.url,
-        "AZURE_OPENAI_DEPLOYMENTS": DEFAULT_DEPLOYMENT,
-        "AZURE_OPENAI_API_KEY": "the-key",
-    }
-    async with own_app(**settings).client() as client:
-        (finding,) = check_ready(await client.get("/ready"), 503, "not_ready").values()
-        for text in ("the header Authorization", "AZURE_OPENAI_API_KEY_HEADER", header):
-            assert text in finding["remedy"]
-        refused = await client.post("/stream", json={"input": "x"})
-        assert refused.json()["code"] == "upstream_auth"
-        assert "the header Authorization" in refused.json()["detail"]
-        assert "the-key" not in refused.text + json.dumps(finding)
-    async with own_app(**settings, AZURE_OPENAI_API_KEY_HEADER=header).client() as client:
-        check_ready(await client.get("/ready"), 200, "ready")
-        assert (await client.post("/stream", json={"input": "x"})).status_code == 200

@@ -5,6 +5,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -270,43 +271,37 @@ class TestBodiesThatAreNotTaken:
                     await eventually(freed)
 
 
-class TestReadiness:
-    """`GET /ready` tells what keeps answers away."""
+CODED: Final = (
+    response(b"coded", "Content-Type: text/event-stream", "Content-Encoding: br"),
+    "turn compression off there",
+    "the model service answered with Content-Encoding br though identity was asked for",
+)
+REDIRECT: Final = (
+    response(b"", "Location: http://127.0.0.1:9/", status="308 Permanent Redirect"),
+    "to the address that it leads to",
+    "the model service answered 308, code none: a redirect, which is not followed",
+)
 
-    @pytest.mark.parametrize(
-        ("content", "remedy", "reason"),
-        [
-            (
-                response(b"coded", "Content-Type: text/event-stream", "Content-Encoding: br"),
-                "turn compression off there",
-                "the model service answered with Content-Encoding br though identity was asked for",
-            ),
-            (
-                response(b"", "Location: http://127.0.0.1:9/", status="308 Permanent Redirect"),
-                "to the address that it leads to",
-                "the model service answered 308, code none: a redirect, which is not followed",
-            ),
-        ],
-        ids=["br", "redirect"],
-    )
-    async def test_what_can_not_be_read(
-        self,
-        functions_app: Callable[..., HostedApp],
-        app_settings: dict[str, str],
-        model_service_port: int,
-        content: bytes,
-        remedy: str,
-        reason: str,
-    ) -> None:
-        app = functions_app(env=app_settings, fresh=True)  # one that has sent no probe yet
-        async with RawServer((RECEIVE, content), port=model_service_port) as server, app.client() as client:
-            ready = await client.get("/ready")
-            assert ready.status_code == 503
-            for finding in ready.json()["backends"]:
-                assert finding["code"] == "upstream_error"
-                assert remedy in finding["remedy"]
-            received = await post_stream(client, SSE)
+
+async def test_readiness_tells_what_can_not_be_read(functions_app: Callable[..., HostedApp]) -> None:
+    """`GET /ready` tells what keeps answers away, and so do the record and the error of a request."""
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(RawServer((RECEIVE, it[0]))) for it in (CODED, REDIRECT)]
+        unreadable = [
+            {"endpoint": f"http://127.0.0.1:{server.port}/v1", "deployment": name, "model": name}
+            for server, name in zip(servers, ("coded", "redirect"), strict=True)
+        ]
+        app = functions_app(env={"AZURE_OPENAI_BACKENDS": json.dumps(unreadable)})
+        client = await stack.enter_async_context(app.client())
+        ready = await client.get("/ready")
+        assert ready.status_code == 503
+        findings = ready.json()["backends"]
+        assert [finding["model"] for finding in findings] == ["coded", "redirect"]
+        for finding, server, (_, remedy, reason) in zip(findings, servers, (CODED, REDIRECT), strict=True):
+            assert finding["code"] == "upstream_error"
+            assert remedy in finding["remedy"]
+            received = await post_stream(client, SSE, model=finding["model"])
             assert (received.status, (received.problem or {})["code"]) == (502, "upstream_error")
             assert server.received
-        record = await record_of(app, received.headers["x-request-id"])
-        assert record["relay.reason"] == reason
+            record = await record_of(app, received.headers["x-request-id"])
+            assert record["relay.reason"] == reason

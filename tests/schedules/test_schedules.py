@@ -223,10 +223,10 @@ SCENARIOS: Final = {
     "split": scenario((Headers(), Send(DONE.content[:5]), Send(b"x\n\n")), caller=("disconnect",)),
 }
 
-DEPTH: Final = int(os.environ.get("SCHEDULE_DEPTH", "5"))
+DEPTH: Final = int(os.environ.get("SCHEDULE_DEPTH", "4"))
 HASTY: Final = 1  # turns of an explored schedule that are not followed by rest
 SEED: Final = os.environ.get("SCHEDULE_SEED")
-RUNS: Final = int(os.environ.get("SCHEDULE_RUNS", "20"))  # random schedules of each scenario
+RUNS: Final = int(os.environ.get("SCHEDULE_RUNS", "40"))  # random schedules of each scenario
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
