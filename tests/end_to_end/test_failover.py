@@ -22,7 +22,7 @@ from tests.end_to_end.hosting import HostedApp, eventually
 
 INSPECTED_APP: Final = Path(__file__).with_name("inspected_app")
 FAILOVER_AFTER: Final = 0.8  # seconds; a busy machine is not silent for as long
-SILENCE_TIMEOUT: Final = 1.2  # seconds
+SILENCE_TIMEOUT: Final = 2.4  # seconds; a busy machine may stand still for longer than one
 MODELS: Final = 300  # each test takes models that no request has named, whose backends have no state yet
 
 # Three accounts, each with an answer of its own.
