@@ -89,5 +89,5 @@ INVALID_CHUNK = raw(
 )
 SHORT_BODY = raw(Raw(_EVENT_STREAM + b"Content-Length: 1000\r\n\r\n" + _COMMENT), Cut())
 TWO_LENGTHS = raw(Raw(_EVENT_STREAM + b"Content-Length: 13\r\nContent-Length: 14\r\n\r\n" + _COMMENT), Pause(FOREVER))
-NO_CONTENT = raw(Raw(b"HTTP/1.1 204 No Content\r\n\r\n"), Cut())
+NO_CONTENT = raw(Raw(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"), Cut())
 REDIRECT = raw(Raw(b"HTTP/1.1 307 Elsewhere\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n"), Cut())
