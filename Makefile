@@ -17,7 +17,7 @@ start: $(VENV)/.for-start local.settings.json ## run the app with a simulated mo
 	@$(PYTHON) -m local $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.for-tests ## run unit and end-to-end tests; ARGS="-k health" to select some
-	@$(PYTHON) -m pytest -n 4 --dist loadfile $(ARGS)
+	@$(PYTHON) -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.for-tests ## run ruff and mypy
 	@failed=0; \
