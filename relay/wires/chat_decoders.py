@@ -14,11 +14,26 @@ from msgspec import Raw, Struct
 
 from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
 from relay.streaming.events import Done, Event, Failed, Text, Verbatim
-from relay.upstream.ending import Ending, Judgement
-from relay.upstream.failures import classify, filtered_categories, find_error, is_failed_finish
-from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, NamedEvent, SSEDecoder
+from relay.upstream.ending import Ending
+from relay.upstream.failures import filtered_categories, find_error, is_failed_finish
+from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError
 from relay.usage import Usage
 from relay.wires.chat_documents import chunk_of, document_of, usage_chunk_of
+from relay.wires.decoding import (
+    BOM,
+    MAX_NAME_LENGTH,
+    OF_JSON,
+    UNREADABLE,
+    EventStreamDecoder,
+    WholeDocumentDecoder,
+    as_raw,
+    event_name,
+    failure_by,
+    is_document,
+    is_event_stream,
+    short_name,
+    without_marker,
+)
 
 
 class _Details(Struct, gc=False):
@@ -90,8 +105,6 @@ class _AnyChunk(Struct, gc=False):
     error_message: Any = None
 
 
-_MAX_NAME_LENGTH: Final = 256  # characters kept of the upstream's own names
-
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
 _decode_any_chunk: Final = msgspec.json.Decoder(_AnyChunk).decode
 _NULL: Final = b"null"
@@ -100,7 +113,6 @@ _NO_OUTPUT: Final = frozenset((_NULL, _EMPTY, b"[]", b"{}"))
 _NO_VALUE: Final[tuple[Any, ...]] = (None, "", [], {})
 _NO_DELTA: Final[dict[str, Raw]] = {}
 _QUOTATION_MARK: Final = 0x22
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # A document in which this occurs is looked at as a whole: wherever an error is, its member or its value begins so.
 _ERROR: Final = b'"error'
@@ -109,37 +121,18 @@ _PROMPT_REPORT: Final = b'"prompt_filter_results"'
 # Events that keep a connection open: the data, or the event type, in lower case.
 _KEEP_ALIVE: Final = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat", b"alive"))
 _NAMES_TO_INSPECT: Final = _KEEP_ALIVE | {b"error"}
-# A damaged chunk has at least one of these in it, and a word that is no JSON has none.
-_OF_JSON: Final = frozenset(b'{}[]"')
-_BOM: Final = b"\xef\xbb\xbf"
-_BEFORE_JSON: Final = _BOM + b" \t\r\n"
 
 _MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
 
 
-class _StreamDecoder:
-    """What the two decoders of an event stream have in common.
-
-    The first bytes tell what was sent, whatever it is called: events, one JSON document, or a page of HTML. `choices`:
-    how many answers were asked for.
-    """
+class _StreamDecoder(EventStreamDecoder):
+    """What the two decoders of a chat completion's event stream have in common."""
 
     def __init__(self, choices: int = 1) -> None:
-        self.id: str | None = None
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
+        super().__init__(choices)
         self.content_filter: dict[str, Any] | None = None
-        self.deltas = 0
-        self.progress = 0
         self._chunks = 0  # those with choices, which are parts of the answer
-        self._judgement = Judgement(choices)
-        self._events = SSEDecoder()
-        self._in_events = False  # the answer is known to be an event stream
-        self._start = bytearray()  # what was received of an answer that is none, or not known to be one
         self._over = False  # nothing that follows belongs to the answer
-        self._at_end = False  # the body has ended: its last event may be cut
-        self._terminal: Done | Failed | None = None
 
     @property
     def complete(self) -> bool:
@@ -149,27 +142,27 @@ class _StreamDecoder:
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that these bytes complete; text that arrived together is one event."""
         if not self._in_events:
-            return self._feed_start(chunk)
+            return [] if self._over else self._feed_start(chunk)
         events: list[Event] = []
         try:
-            payloads = self._events.feed(chunk)
+            payloads = self._sse.feed(chunk)
         except EventTooLongError as error:
             return self._close(events, None if self._over else self._not_a_chunk(error))
         terminal = self._read_events(payloads)
         if terminal is not None:
             return self._close(events, terminal)
-        if not payloads and self._events.within_data:
+        if not payloads and self._sse.within_data:
             self.progress += 1
         self._collect(events, self._terminal)
         return events
 
     def _read_events(self, payloads: list[bytes]) -> Done | Failed | None:
         """Read these events; returns the terminal event, if they hold what ends the answer."""
-        marker, named = False, self._events.named
+        marker, named = False, self._sse.named
         for data in payloads:
             if self._over:
                 self._read_late_usage(data)
-            elif named and _event_name(data) in _NAMES_TO_INSPECT and not data.startswith(b"[DONE]"):
+            elif named and event_name(data) in _NAMES_TO_INSPECT and not data.startswith(b"[DONE]"):
                 if (failed := self._inspect(data)) is not None:
                     self._over = True
                     return failed
@@ -191,7 +184,7 @@ class _StreamDecoder:
             return self._close(events, self._document())
         self._at_end = True
         try:
-            terminal = self._read_events(self._events.end())
+            terminal = self._read_events(self._sse.end())
         except EventTooLongError:
             terminal = None
         return self._close(events, terminal or self._judged(Ending.CLEAN))
@@ -213,6 +206,12 @@ class _StreamDecoder:
             events.append(terminal)
         return events
 
+    def _ended_by(self, terminal: Done | Failed) -> list[Event]:
+        return self._close([], terminal)
+
+    def _too_long(self, size: int) -> Failed | None:
+        return _too_long(size)
+
     def _judged(self, ending: Ending, reason: str | None = None) -> Done | Failed:
         verdict = self._verdict(ending)
         if verdict is None:
@@ -224,31 +223,10 @@ class _StreamDecoder:
         self._judgement.begun = self._chunks > 0
         return self._judgement.at(ending)
 
-    # The first bytes
-
-    def _feed_start(self, chunk: bytes) -> list[Event]:
-        if self._over:
-            return []
-        self._start += chunk
-        start = bytes(self._start[:1024]).lstrip(_BEFORE_JSON)
-        if start[:1] in (b"{", b"["):
-            self.progress += 1
-            if len(self._start) > _MAX_DOCUMENT_BYTES:
-                return self._close([], _too_long())
-            return []
-        if start[:1] == b"<":
-            return self._close([], self._failed("the model service's answer is a page of HTML"))
-        if not start and len(self._start) < 1024:
-            return []
-        content = bytes(self._start)
-        self._start.clear()
-        self._in_events = True
-        return self.feed(content)
-
     def _document(self) -> Done | Failed:
         """The answer that came as one document."""
         try:
-            content = without_marker(bytes(self._start).removeprefix(_BOM))
+            content = without_marker(bytes(self._start).removeprefix(BOM))
             document = json.loads(content.decode(errors="replace"))
             error = find_error(document)
             if error is not None:
@@ -289,9 +267,9 @@ class _StreamDecoder:
         if chunk.usage is not None:
             self.usage = _usage(chunk.usage)
         if chunk.id != self.id and chunk.id:
-            self.id = _name(chunk.id) or self.id
+            self.id = short_name(chunk.id) or self.id
         if chunk.model != self.model and chunk.model:
-            self.model = _name(chunk.model) or self.model
+            self.model = short_name(chunk.model) or self.model
 
     def _finish(self, choice: int, reason: Any) -> Failed | None:
         """Note a finish reason; some servers send the word null until there is one."""
@@ -301,7 +279,7 @@ class _StreamDecoder:
             return None
         if is_failed_finish(reason):
             return self._error({"code": reason})
-        self.finish_reason = reason[:_MAX_NAME_LENGTH]
+        self.finish_reason = reason[:MAX_NAME_LENGTH]
         self._judgement.finish(choice)
         return None
 
@@ -312,7 +290,7 @@ class _StreamDecoder:
             if isinstance(document, dict) and document.get("usage"):
                 self.usage = _usage(document["usage"])
             error = find_error(document)
-            if error is None and _event_name(data) == b"error":
+            if error is None and event_name(data) == b"error":
                 error = document if isinstance(document, dict) else {"message": document}
             if error is not None:
                 return self._error(error)
@@ -335,7 +313,7 @@ class _StreamDecoder:
         if document.get("usage"):
             self.progress += 1
         known = document.get("usage") or document.get("choices") == [] or "prompt_filter_results" in document
-        if not known and document.get("type") != "ping" and _event_name(data) not in _KEEP_ALIVE:
+        if not known and document.get("type") != "ping" and event_name(data) not in _KEEP_ALIVE:
             self._judgement.doubtful = True
         self._hold(data, usage=bool(document.get("usage")))
         return None
@@ -343,13 +321,13 @@ class _StreamDecoder:
     def _not_json(self, data: bytes, error: Exception) -> Failed | None:
         """An event that is not JSON: it keeps the connection open, or it is a word that says something, or a damaged
         chunk, with which a part of the answer is lost."""
-        if _event_name(data) == b"error":
+        if event_name(data) == b"error":
             return self._error({"message": data.decode(errors="replace")})
-        if _event_name(data) in _KEEP_ALIVE or data.strip().lower() in _KEEP_ALIVE:
+        if event_name(data) in _KEEP_ALIVE or data.strip().lower() in _KEEP_ALIVE:
             return None
         if self._judgement.complete:
             return None
-        if self._at_end or not _OF_JSON.intersection(data):
+        if self._at_end or not OF_JSON.intersection(data):
             self._judgement.doubtful = True
             return None
         return self._not_a_chunk(error)
@@ -362,19 +340,11 @@ class _StreamDecoder:
             return  # there is no answer that it could belong to
         try:
             chunk = msgspec.json.decode(data, type=_AnyChunk)
-        except _UNREADABLE:
+        except UNREADABLE:
             return
         if chunk.usage is not None and not chunk.choices:
             self.usage = _usage(chunk.usage)
             self._hold(data, usage=True)
-
-    def _error(self, error: dict[str, Any]) -> Failed:
-        """An error in the answer."""
-        refusal = classify(error)
-        return Failed(refusal.problem, refusal.reason, self.usage, error)
-
-    def _failed(self, reason: str) -> Failed:
-        return Failed(UPSTREAM_ERROR, reason, self.usage)
 
     def _not_a_chunk(self, error: Exception) -> Failed:
         return self._failed(f"an event is not a chat completion chunk ({type(error).__name__})")
@@ -395,7 +365,7 @@ class TextDecoder(_StreamDecoder):
     def _chunk(self, data: bytes) -> Failed | None:
         try:
             chunk = _decode_chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._inspect(data)
         choices = chunk.choices
         if not choices or _may_be_error(chunk):
@@ -471,7 +441,7 @@ class VerbatimDecoder(_StreamDecoder):
     def _chunk(self, data: bytes) -> Failed | None:
         try:
             chunk = _decode_any_chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._inspect(data) or self._within_limit()
         choices = chunk.choices
         if not choices or _may_be_error(chunk):
@@ -517,9 +487,7 @@ class VerbatimDecoder(_StreamDecoder):
                     self._output_begun = True
                     self.deltas += 1
                     break
-        if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
-            return self._failed("the model service's answer has no output")
-        return None
+        return self._within_limit()
 
 
 class _Finish(Struct, gc=False):
@@ -534,41 +502,25 @@ class _Document(Struct, gc=False):
     error: Any = None
 
 
-class DocumentDecoder:
+class DocumentDecoder(WholeDocumentDecoder):
     """Decodes a chat completion that is not a stream: a document, read for the record and passed on unchanged.
 
     Where a stream was sent all the same, its chunks are put together. `choices`: how many answers were asked for.
     """
 
     def __init__(self, choices: int = 1) -> None:
-        self.id: str | None = None
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.deltas = 0
-        self.progress = 0
+        super().__init__()
         self._choices = choices
-        self._document = bytearray()
 
-    @property
-    def complete(self) -> bool:
-        """Never before the end of the document."""
-        return False
-
-    def feed(self, chunk: bytes) -> list[Event]:
-        """No event before the end, unless the document is too long."""
-        self._document += chunk
-        if not chunk.isspace():
-            self.progress += 1
-        return [_too_long()] if len(self._document) > _MAX_DOCUMENT_BYTES else []
+    def _too_long(self, size: int) -> Failed | None:
+        return _too_long(size)
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
-        content = without_marker(bytes(self._document).removeprefix(_BOM))
-        start = content[:1024].lstrip(_BEFORE_JSON)
-        if start[:1] in (b"{", b"["):
+        content = without_marker(bytes(self._document).removeprefix(BOM))
+        if is_document(content):
             return [self._whole(content)]
-        if start.startswith((b"data:", b"event:", b"id:", b"retry:", b":")):
+        if is_event_stream(content):
             return [self._assembled(bytes(self._document))]
         return [_not_a_completion("DecodeError")]
 
@@ -583,7 +535,7 @@ class DocumentDecoder:
         try:
             document = msgspec.json.decode(content, type=_Document)
             lenient = document.choices is None
-        except _UNREADABLE:
+        except UNREADABLE:
             lenient = True
         if lenient or _ERROR in content:
             try:
@@ -599,13 +551,13 @@ class DocumentDecoder:
                 chunk = _lenient_chunk(members)
                 finishes = [_Finish(choice.finish_reason) for choice in chunk.choices or ()]
                 document = _Document(finishes, chunk.id, chunk.model, chunk.usage)
-        self.id, self.model = _name(document.id), _name(document.model)
+        self.id, self.model = short_name(document.id), short_name(document.model)
         self.usage = None if document.usage is None else _usage(document.usage)
         reasons = [it.finish_reason for it in document.choices or () if isinstance(it.finish_reason, str)]
         failed = next((reason for reason in reasons if is_failed_finish(reason)), None)
         if failed is not None:
             return self._error({"code": failed})
-        self.finish_reason = reasons[0][:_MAX_NAME_LENGTH] if reasons else None
+        self.finish_reason = reasons[0][:MAX_NAME_LENGTH] if reasons else None
         return Done(self.finish_reason, self.model, self.usage, self.id, document=_valid_utf8(content))
 
     def _assembled(self, content: bytes) -> Done | Failed:
@@ -628,11 +580,12 @@ class DocumentDecoder:
         return Done(self.finish_reason, self.model, self.usage, self.id, document=document)
 
     def _error(self, error: dict[str, Any]) -> Failed:
-        refusal = classify(error)
-        return Failed(refusal.problem, refusal.reason, self.usage, error)
+        return failure_by(error, self.usage)
 
 
-def _too_long() -> Failed:
+def _too_long(size: int) -> Failed | None:
+    if size <= _MAX_DOCUMENT_BYTES:
+        return None
     limit = _MAX_DOCUMENT_BYTES // 1024**2
     detail = f"The model service's answer is longer than the {limit} MiB that this app takes. Ask for a shorter one."
     return Failed(UPSTREAM_ERROR.with_detail(detail), f"the model service's answer is longer than {limit} MiB")
@@ -642,15 +595,6 @@ def _not_a_completion(error: str) -> Failed:
     return Failed(UPSTREAM_ERROR, f"the model service's answer is not a chat completion ({error})")
 
 
-def without_marker(content: bytes) -> bytes:
-    """The document without the marker of a stream's end that some servers send after it."""
-    if content.rstrip().endswith(b"[DONE]"):
-        document, _, marker = content.rpartition(b"data:")
-        if marker.strip() == b"[DONE]" and document.rstrip().endswith((b"}", b"]")):
-            return document.rstrip()
-    return content
-
-
 def _is_prompt_report(data: bytes, chunk: _Chunk | _AnyChunk) -> bool:
     return _PROMPT_REPORT in data and chunk.choices == [] and chunk.usage is None and not _may_be_error(chunk)
 
@@ -658,10 +602,6 @@ def _is_prompt_report(data: bytes, chunk: _Chunk | _AnyChunk) -> bool:
 def _may_be_error(chunk: _Chunk | _AnyChunk) -> bool:
     """Whether the chunk has to be looked at as a whole; an error in a choice is looked for where that is read."""
     return chunk.error is not None or chunk.error_type is not None or chunk.error_message is not None
-
-
-def _event_name(data: bytes) -> bytes:
-    return data.name.lower() if isinstance(data, NamedEvent) else b""
 
 
 def _usage(counts: Any) -> Usage | None:
@@ -742,12 +682,12 @@ def _lenient_choice(choice: dict[str, Any]) -> _Choice:
         delta=_lenient_delta(choice.get("delta")),
         message=_lenient_delta(choice.get("message")),
         finish_reason=choice.get("finish_reason"),
-        content_filter_results=_raw(choice.get("content_filter_results")),
+        content_filter_results=as_raw(choice.get("content_filter_results")),
     )
 
 
 def _lenient_delta(delta: Any) -> _Delta | None:
-    return _Delta(_raw(delta.get("content")), _raw(delta.get("refusal"))) if isinstance(delta, dict) else None
+    return _Delta(as_raw(delta.get("content")), as_raw(delta.get("refusal"))) if isinstance(delta, dict) else None
 
 
 def _lenient_choices(document: dict[str, Any]) -> list[_AnyChoice]:
@@ -764,11 +704,3 @@ def _lenient_choices(document: dict[str, Any]) -> list[_AnyChoice]:
         for choice in document["choices"]
         if isinstance(choice, dict)
     ]
-
-
-def _name(value: Any) -> str | None:
-    return value[:_MAX_NAME_LENGTH] if isinstance(value, str) else None
-
-
-def _raw(value: Any) -> Raw:
-    return Raw(json.dumps(value).encode("ascii"))

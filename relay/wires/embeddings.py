@@ -1,19 +1,17 @@
 """`POST /v1/embeddings`: OpenAI's API, passed through but for the model's name (OpenAI API reference, "Embeddings")."""
 
-import json
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, FieldError, Problem
+from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, FieldError, Problem
 from relay.streaming.events import Decoder, Done, Encoder, Event, Failed
-from relay.upstream.failures import classify, find_error
 from relay.upstream.request import ModelName, UpstreamRequest
 from relay.usage import Usage
 from relay.wires.chat_completions import DocumentEncoder
-from relay.wires.chat_decoders import without_marker
+from relay.wires.decoding import UNREADABLE, WholeDocumentDecoder, failure_in, short_name, without_marker
 from relay.wires.json_members import LookAlikes, MemberReader
 from relay.wires.openai_members import problem_of, read_members
 
@@ -57,7 +55,7 @@ def parse(body: bytes, deployment: str | None = None) -> EmbeddingRequest | Prob
         reader.add_error("model", "is required: name a model of embeddings, one of GET /v1/models")
     if "input" not in members:
         reader.add_error("input", "is required")
-    return problem_of(reader, members, _READ) or EmbeddingRequest(members, model)
+    return problem_of(reader, _READ.find(members)) or EmbeddingRequest(members, model)
 
 
 class _Usage(Struct, gc=False):
@@ -77,35 +75,16 @@ _TOO_LONG: Final = INVALID_REQUEST.with_errors(
 )
 _MAX_PARSED_BYTES: Final = 1024 * 1024  # a longer document is not parsed: that would block the event loop
 _USAGE_AT_END: Final = 4096  # bytes at the end of such a document in which its usage is looked for
-_MAX_NAME_LENGTH: Final = 256  # characters
 
 
-class EmbeddingDecoder:
+class EmbeddingDecoder(WholeDocumentDecoder):
     """Decodes a document of embeddings: read for the record, and passed on unchanged."""
 
-    def __init__(self) -> None:
-        self.id: str | None = None
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.deltas = 0
-        self.progress = 0
-        self._document = bytearray()
-
-    @property
-    def complete(self) -> bool:
-        """Never before the end of the document."""
-        return False
-
-    def feed(self, chunk: bytes) -> list[Event]:
-        """No event before the end, unless the document is too long."""
-        self._document += chunk
-        if not chunk.isspace():
-            self.progress += 1
-        if len(self._document) > _MAX_DOCUMENT_BYTES:
-            self._document.clear()
-            return [Failed(_TOO_LONG, f"the model service's answer is longer than {_MAX_DOCUMENT_BYTES} bytes")]
-        return []
+    def _too_long(self, size: int) -> Failed | None:
+        if size <= _MAX_DOCUMENT_BYTES:
+            return None
+        self._document.clear()
+        return Failed(_TOO_LONG, f"the model service's answer is longer than {_MAX_DOCUMENT_BYTES} bytes")
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
@@ -120,19 +99,15 @@ class EmbeddingDecoder:
         else:
             try:
                 document = msgspec.json.decode(content, type=_Document)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                return _error(content) or Failed(UPSTREAM_ERROR, f"{not_embeddings} ({type(error).__name__})")
+            except UNREADABLE as error:
+                return failure_in(content) or Failed(UPSTREAM_ERROR, f"{not_embeddings} ({type(error).__name__})")
             if document.object != "list":
-                return _error(content) or Failed(UPSTREAM_ERROR, not_embeddings)
+                return failure_in(content) or Failed(UPSTREAM_ERROR, not_embeddings)
         if document is None:
             return Failed(UPSTREAM_ERROR, not_embeddings)
-        self.model = document.model[:_MAX_NAME_LENGTH] if document.model else None
+        self.model = short_name(document.model) or None
         self.usage = Usage(max(0, document.usage.prompt_tokens), 0) if document.usage else None
         return Done(None, self.model, self.usage, None, document=content)
-
-    def cut(self, reason: str) -> list[Event]:
-        """The connection broke."""
-        return [Failed(UPSTREAM_INTERRUPTED, reason)]
 
 
 def _read_end(content: bytes) -> _Document | None:
@@ -143,17 +118,5 @@ def _read_end(content: bytes) -> _Document | None:
     _, found, usage = content[-_USAGE_AT_END:].rpartition(b'"usage"')
     try:
         return msgspec.json.decode(b'{"usage"' + usage, type=_Document) if found else _Document()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _Document()
-
-
-def _error(content: bytes) -> Failed | None:
-    """The failure that the document is, if it is an error in whatever shape."""
-    try:
-        error = find_error(json.loads(content.decode(errors="replace")))
-    except (ValueError, RecursionError):
-        return None
-    if error is None:
-        return None
-    refusal = classify(error)
-    return Failed(refusal.problem, refusal.reason, error=error)

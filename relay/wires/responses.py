@@ -81,7 +81,7 @@ def parse(body: bytes, deployment: str | None = None, *, compact: bool = False) 
         response_id=reader.string("previous_response_id"),
         compact=compact,
     )
-    return problem_of(reader, members, _READ) or request
+    return problem_of(reader, _READ.find(members)) or request
 
 
 def parse_compact(body: bytes, deployment: str | None = None) -> NewResponse | Problem:

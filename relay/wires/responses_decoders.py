@@ -12,13 +12,25 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
+from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED
 from relay.streaming.events import Done, Event, Failed, Text, Verbatim
-from relay.upstream.ending import Ending, Judgement
-from relay.upstream.failures import classify, find_error
-from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, NamedEvent, SSEDecoder
+from relay.upstream.ending import Ending
+from relay.upstream.failures import find_error
+from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, SSEDecoder
 from relay.usage import Usage
-from relay.wires.chat_decoders import without_marker
+from relay.wires.decoding import (
+    OF_JSON,
+    UNREADABLE,
+    EventStreamDecoder,
+    WholeDocumentDecoder,
+    as_raw,
+    event_name,
+    failure_by,
+    failure_in,
+    is_event_stream,
+    short_name,
+    without_marker,
+)
 
 
 class _InputDetails(Struct, gc=False):
@@ -66,15 +78,10 @@ class _Event(Struct, gc=False):
     part: Raw = Raw(b"null")
 
 
-_MAX_NAME_LENGTH: Final = 256  # characters kept of the upstream's own names
 _MAX_TYPE_LENGTH: Final = 80  # bytes of an event's type
 _TYPE: Final = b'{"type":"'
 _PREFIX: Final = b"response."  # of the type of every event but `error`
 _TYPED: Final = _TYPE + _PREFIX
-_BEFORE_JSON: Final = b"\xef\xbb\xbf \t\r\n"
-_OF_JSON: Final = frozenset(
-    b'{}[]"'
-)  # a damaged event has at least one of these in it, a word that is no JSON has none
 _NULL: Final = b"null"
 
 _DELTA: Final = b".delta"  # at the end of the type of an event that carries a piece of output
@@ -95,27 +102,15 @@ _READ: Final = _COMPLETED | _ACCEPTED | {_FAILED, _ERROR}  # whatever came befor
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
 
 
-class EventDecoder:
+class EventDecoder(EventStreamDecoder):
     """Decodes the event stream of a response into events to pass on unchanged, whatever is in them.
 
     `Verbatim.events` are whole events here, with their names. `hold`: what precedes the first output is held until
-    there is output. The first bytes tell what was sent, whatever it is called: events, one JSON document, or a page of
-    HTML.
+    there is output.
     """
 
     def __init__(self, *, hold: bool = True) -> None:
-        self.id: str | None = None
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.deltas = 0
-        self.progress = 0
-        self._judgement = Judgement()
-        self._sse = SSEDecoder()
-        self._start = bytearray()  # what was received of an answer that is none, or not known to be one
-        self._in_events = False  # the answer is known to be an event stream
-        self._at_end = False  # the body has ended: its last event may be cut
-        self._terminal: Done | Failed | None = None
+        super().__init__()
         self._output_begun = not hold
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -161,10 +156,10 @@ class EventDecoder:
 
     def _judged(self, ending: Ending, reason: str | None = None) -> Failed:
         if self._failed_silently:
-            return self._failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
+            return self._failed(_FAILED_SILENTLY)
         # Only its own event completes a response, so that there is always a verdict here.
         problem, why = self._judgement.at(ending) or (UPSTREAM_INTERRUPTED, "")
-        return self._failed(problem, reason or why)
+        return self._failed(reason or why, problem)
 
     def _close(self, terminal: Done | Failed | None) -> list[Event]:
         """What is to be passed on now, and the terminal event."""
@@ -177,22 +172,11 @@ class EventDecoder:
             events.append(terminal)
         return events
 
-    # The first bytes
+    def _ended_by(self, terminal: Done | Failed) -> list[Event]:
+        return self._close(terminal)
 
-    def _feed_start(self, chunk: bytes) -> list[Event]:
-        self._start += chunk
-        start = bytes(self._start[:1024]).lstrip(_BEFORE_JSON)
-        if start[:1] in (b"{", b"["):
-            self.progress += 1
-            return self._close(_too_long()) if len(self._start) > _MAX_DOCUMENT_BYTES else []
-        if start[:1] == b"<":
-            return self._close(self._failed(UPSTREAM_ERROR, "the model service's answer is a page of HTML"))
-        if not start and len(self._start) < 1024:
-            return []
-        content = bytes(self._start)
-        self._start.clear()
-        self._in_events = True
-        return self.feed(content)
+    def _too_long(self, size: int) -> Failed | None:
+        return _too_long(size)
 
     def _document(self) -> Done | Failed:
         """The response that came as one document: as the events that begin and end it."""
@@ -202,7 +186,7 @@ class EventDecoder:
             return terminal
         kind = b"response.incomplete" if decoder.finish_reason in _INCOMPLETE else b"response.completed"
         if decoder.finish_reason is None:
-            return self._failed(UPSTREAM_ERROR, "the model service's answer is a response that goes on")
+            return self._failed("the model service's answer is a response that goes on")
         self.id, self.model, self.usage = decoder.id, decoder.model, decoder.usage
         self.finish_reason = decoder.finish_reason
         for number, name in enumerate((b"response.created", kind)):
@@ -238,7 +222,7 @@ class EventDecoder:
         if found is not None:
             return self._error(found)
         if self._failed_silently:
-            return self._failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
+            return self._failed(_FAILED_SILENTLY)
         if event.response is not None:
             self._note(event.response)
         if kind.startswith(_PREFIX):
@@ -252,14 +236,14 @@ class EventDecoder:
             self.deltas += 1
         self._pass_on(kind, data)
         if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
-            return self._failed(UPSTREAM_ERROR, "the model service's answer has no output")
+            return self._failed("the model service's answer has no output")
         return None
 
     def _unreadable(self, data: bytes, error: Exception) -> Failed | None:
         """An event that is no JSON object: an error as plain text, a keep-alive, or a damaged one."""
-        if _event_name(data) == _ERROR:
+        if event_name(data) == _ERROR:
             return self._error({"message": data.decode(errors="replace")})
-        if self._at_end or not _OF_JSON.intersection(data) or data[:1] not in b"{":
+        if self._at_end or not OF_JSON.intersection(data) or data[:1] not in b"{":
             return None
         return self._not_an_event(error)
 
@@ -283,23 +267,15 @@ class EventDecoder:
             self._pass_on(kind, data)
         return replace(failed, usage=self.usage, passed_on=passed_on)
 
-    def _error(self, error: dict[str, Any]) -> Failed:
-        """An error in place of an event."""
-        refusal = classify(error)
-        return Failed(refusal.problem, refusal.reason, self.usage, error)
-
     def _note(self, response: _Response) -> None:
-        self.id = _name(response.id) or self.id
-        self.model = _name(response.model) or self.model
+        self.id = short_name(response.id) or self.id
+        self.model = short_name(response.model) or self.model
         self.finish_reason = _finish_reason(response) or self.finish_reason
         if bytes(response.usage) != _NULL:
             self.usage = _usage(response.usage)
 
-    def _failed(self, problem: Problem, reason: str) -> Failed:
-        return Failed(problem, reason, self.usage)
-
     def _not_an_event(self, error: Exception) -> Failed:
-        return self._failed(UPSTREAM_ERROR, f"an event is none of the Responses API ({type(error).__name__})")
+        return self._failed(f"an event is none of the Responses API ({type(error).__name__})")
 
 
 class EventEncoder:
@@ -377,7 +353,7 @@ def _is_output(kind: bytes, event: _Event) -> bool:
     announced = event.part if bytes(event.item) == _NULL else event.item
     try:
         item = msgspec.json.decode(announced, type=_Item)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return True
     held = item.content or item.summary or item.text or item.encrypted_content
     return bool(held) or item.type not in _FILLED_LATER
@@ -390,13 +366,9 @@ def _error_in(data: bytes, kind: bytes) -> dict[str, Any] | None:
     """
     document = json.loads(data.decode(errors="replace"))
     error = find_error(document)
-    if error is None and (kind == _ERROR or _event_name(data) == _ERROR):
+    if error is None and (kind == _ERROR or event_name(data) == _ERROR):
         return document if isinstance(document, dict) else {}
     return error
-
-
-def _event_name(data: bytes) -> bytes:
-    return data.name.lower() if isinstance(data, NamedEvent) else b""
 
 
 def _type(data: bytes) -> bytes | None:
@@ -422,7 +394,7 @@ def _decode(data: bytes) -> _Event:
     """Raises ValueError (msgspec's errors and those of decoding UTF-8 are of that kind), TypeError, RecursionError."""
     try:
         return _decode_event(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         # Read all the same where it is JSON to other parsers: half a surrogate pair, or a response that is no object.
         document = json.loads(data.decode(errors="replace"))
         if not isinstance(document, dict):
@@ -431,32 +403,27 @@ def _decode(data: bytes) -> _Event:
         return _Event(
             response=_response(response) if isinstance(response, dict) else None,
             type=document.get("type"),
-            item=_raw(document.get("item")),
-            part=_raw(document.get("part")),
+            item=as_raw(document.get("item")),
+            part=as_raw(document.get("part")),
         )
 
 
 def _response(document: dict[str, Any]) -> _Response:
     names = ("id", "model", "object", "status", "error", "incomplete_details")
-    return _Response(usage=_raw(document.get("usage")), **{name: document.get(name) for name in names})
-
-
-def _raw(value: object) -> Raw:
-    return Raw(json.dumps(value).encode("ascii"))
+    return _Response(usage=as_raw(document.get("usage")), **{name: document.get(name) for name in names})
 
 
 def _finish_reason(response: _Response) -> str | None:
     """Why the response ended, by the names of this API: `completed`, `max_output_tokens`, `content_filter`, …"""
     if isinstance(response.incomplete_details, dict):
-        return _name(response.incomplete_details.get("reason")) or "incomplete"
-    return None if response.status in ("queued", "in_progress") else _name(response.status)
+        return short_name(response.incomplete_details.get("reason")) or "incomplete"
+    return None if response.status in ("queued", "in_progress") else short_name(response.status) or None
 
 
 def _failure(response: _Response) -> Failed | None:
     """How a response failed, by its own error; None where it did not."""
     if response.error:
-        refusal = classify(response.error)
-        return Failed(refusal.problem, refusal.reason, error=response.error)
+        return failure_by(response.error)
     return Failed(UPSTREAM_ERROR, _FAILED_SILENTLY) if response.status == "failed" else None
 
 
@@ -464,18 +431,14 @@ def _usage(counts: Raw) -> Usage | None:
     """The counts; None where they can't be read, as the response is complete without them."""
     try:
         return msgspec.json.decode(counts, type=_Usage).usage()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
-
-
-def _name(value: object) -> str | None:
-    return value[:_MAX_NAME_LENGTH] if isinstance(value, str) and value else None
 
 
 _MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest response
 
 
-class DocumentDecoder:
+class DocumentDecoder(WholeDocumentDecoder):
     """Decodes a document of this API: read for the record, and passed on unchanged.
 
     `response_id` is the id of the response that the request names: the document may be anything about it, and the
@@ -484,76 +447,48 @@ class DocumentDecoder:
     """
 
     def __init__(self, response_id: str | None = None) -> None:
+        super().__init__()
         self.id = response_id
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.deltas = 0
-        self.progress = 0
         self._about_another = response_id is not None
-        self._document = bytearray()
 
-    @property
-    def complete(self) -> bool:
-        """Never before the end of the document."""
-        return False
-
-    def feed(self, chunk: bytes) -> list[Event]:
-        """No event before the end, unless the document is too long."""
-        self._document += chunk
-        if not chunk.isspace():
-            self.progress += 1
-        return [_too_long()] if len(self._document) > _MAX_DOCUMENT_BYTES else []
+    def _too_long(self, size: int) -> Failed | None:
+        return _too_long(size)
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
         return [self.read(bytes(self._document))]
 
-    def cut(self, reason: str) -> list[Event]:
-        """The connection broke."""
-        return [Failed(UPSTREAM_INTERRUPTED, reason)]
-
     def read(self, content: bytes) -> Done | Failed:
         """What the whole content is."""
         content = without_marker(content)
-        if content[:1024].lstrip(_BEFORE_JSON).startswith((b"data:", b"event:", b"id:", b"retry:", b":")):
+        if is_event_stream(content):
             content = _document_in(content)
         try:
             response = _decode_response(content)
         except (ValueError, TypeError, RecursionError) as error:
-            return _error_document(content) or _no_response(type(error).__name__)
+            return failure_in(content) or _no_response(type(error).__name__)
         if self._about_another and isinstance(response.object, str) and response.object != "error":
             return Done(None, None, None, self.id, document=content)
         if (failed := _failure(response)) is not None:
             return failed
         if not isinstance(response.object, str) and not isinstance(response.status, str):
-            return _error_document(content) or _no_response("no object")
+            return failure_in(content) or _no_response("no object")
         if response.object == "error":
-            return _error_document(content) or _no_response("error")
-        self.id, self.model = _name(response.id), _name(response.model)
+            return failure_in(content) or _no_response("error")
+        self.id, self.model = short_name(response.id) or None, short_name(response.model) or None
         self.finish_reason = _finish_reason(response)
         self.usage = _usage(response.usage) if bytes(response.usage) != _NULL else None
         return Done(self.finish_reason, self.model, self.usage, self.id, document=content)
 
 
-def _too_long() -> Failed:
+def _too_long(size: int) -> Failed | None:
+    if size <= _MAX_DOCUMENT_BYTES:
+        return None
     return Failed(UPSTREAM_ERROR, f"the model service's answer is longer than {_MAX_DOCUMENT_BYTES} bytes")
 
 
 def _no_response(why: str) -> Failed:
     return Failed(UPSTREAM_ERROR, f"the model service's answer is not a response ({why})")
-
-
-def _error_document(content: bytes) -> Failed | None:
-    """The failure that the document is, if it is an error in whatever shape."""
-    try:
-        error = find_error(json.loads(content.decode(errors="replace")))
-    except (ValueError, RecursionError):
-        return None
-    if error is None:
-        return None
-    refusal = classify(error)
-    return Failed(refusal.problem, refusal.reason, error=error)
 
 
 class _LastEvent(Struct, gc=False):
@@ -579,7 +514,7 @@ def _decode_response(content: bytes) -> _Response:
     """Raises as `_decode` does."""
     try:
         return msgspec.json.decode(content, type=_Response)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         document = json.loads(content)
         if not isinstance(document, dict):
             raise TypeError("not an object") from None
