@@ -7,23 +7,19 @@ this app's own.
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 from msgspec import Raw
 
-from relay.problems import INVALID_JSON, INVALID_REQUEST, Problem
+from relay.problems import Problem
 from relay.streaming.events import Decoder, Done, Encoder, Failed, Text, Verbatim
-from relay.upstream.request import UpstreamRequest, chat_additions
+from relay.upstream.request import OUTPUT_LIMITS, UpstreamRequest, chat_additions
 from relay.wires.chat_decoders import DocumentDecoder, VerbatimDecoder
-from relay.wires.json_members import LookAlikes, MemberReader, TooManyMembersError, split_members
+from relay.wires.json_members import LookAlikes, MemberReader
+from relay.wires.openai_members import problem_of, read_members
 
 UPSTREAM_PATH: Final = "/chat/completions"
 
-_OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens")
-_LOOK_ALIKES: Final = LookAlikes("model", "messages", "stream", "stream_options", "n", *_OUTPUT_LIMITS)
+_LOOK_ALIKES: Final = LookAlikes("model", "messages", "stream", "stream_options", "n", *OUTPUT_LIMITS)
 _LOOK_ALIKES_IN_OPTIONS: Final = LookAlikes("include_usage")
-_MAX_MEMBERS: Final = 256  # OpenAI's API has about forty, other servers' additions included a hundred
-_MAX_ERRORS: Final = 20
-_MAX_NAME: Final = 100  # characters of a caller's name in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +66,23 @@ def parse(body: bytes, deployment: str | None = None) -> ChatCompletionRequest |
     `deployment` is the model that the path names; the body's own is then of no effect, as it is for Azure. What this
     app does not decide is left to the model service to judge.
     """
-    body = body.removeprefix(b"\xef\xbb\xbf")
-    try:
-        members = split_members(body, _MAX_MEMBERS)
-    except msgspec.ValidationError:
-        return INVALID_REQUEST.with_detail("The body must be one JSON object with messages in it.")
-    except (ValueError, RecursionError):
-        return INVALID_JSON.with_detail('Send one JSON object in UTF-8, with "model" and "messages".')
-    except TooManyMembersError:
-        return INVALID_REQUEST.with_detail(f"The body may have {_MAX_MEMBERS} members at most; leave out the others.")
+    members = read_members(body, "messages", '"model" and "messages"')
+    if isinstance(members, Problem):
+        return members
     reader = MemberReader(members)
     request = ChatCompletionRequest(
         members=members,
         model=deployment or reader.string("model"),
         stream=reader.boolean("stream"),
         stream_options=reader.object("stream_options"),
-        output_limits={name: limit for name in _OUTPUT_LIMITS if (limit := reader.positive_integer(name)) is not None},
+        output_limits={name: limit for name in OUTPUT_LIMITS if (limit := reader.positive_integer(name)) is not None},
         choices=reader.positive_integer("n") or 1,
     )
     if "messages" not in members:
         reader.add_error("messages", "is required")
-    # A model service that took `MODEL` for `model` would let a caller pass by what this app decides.
     look_alikes = _LOOK_ALIKES.find(members)
     look_alikes += [(f"stream_options.{it}", like) for it, like in _LOOK_ALIKES_IN_OPTIONS.find(request.stream_options)]
-    for name, like in look_alikes:
-        reader.add_error(name[:_MAX_NAME], f"must be written {like}, or left out")
-    return INVALID_REQUEST.with_errors(*reader.errors[:_MAX_ERRORS]) if reader.errors else request
+    return problem_of(reader, look_alikes) or request
 
 
 class EventEncoder:
