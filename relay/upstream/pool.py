@@ -409,7 +409,8 @@ class BackendPool:
         credential: Callable[[], Awaitable[str]] | str = self.settings.api_key or NO_KEY
         if self.settings.identity is not None:
             credential = self._token = connection.EntraToken(self.settings.identity)
-        for endpoint in dict.fromkeys(entry.endpoint for entry in self.settings.backends):
+        for account in self._account_backends:
+            endpoint = account.settings.endpoint
             client = connection.ModelServiceClient(
                 endpoint, credential, self._session, key_header=self.settings.api_key_header
             )

@@ -27,7 +27,7 @@ from relay.upstream.request import (
     OUTPUT_LIMITS,
     RESPONSE_OUTPUT_LIMIT,
     STREAM_OPTIONS,
-    ChatAdditions,
+    Additions,
     Refused,
     UpstreamRequest,
 )
@@ -74,7 +74,7 @@ def without_blame(refusal: Refusal, request: UpstreamRequest) -> Refusal:
     return replace(refusal, problem=UPSTREAM_ERROR, reason=reason)
 
 
-def _names_an_addition(refusal: Refusal, additions: ChatAdditions | None) -> bool:
+def _names_an_addition(refusal: Refusal, additions: Additions | None) -> bool:
     if additions is None or refusal.error is None or refusal.problem.code in _OTHER_REASONS:
         return False
     error = UpstreamError(refusal.error)
@@ -83,7 +83,7 @@ def _names_an_addition(refusal: Refusal, additions: ChatAdditions | None) -> boo
     return not (additions.named_limits or additions.limit) and any(map(error.mentions, additions.limit_names))
 
 
-def _usage_taken_back(error: "UpstreamError", request: UpstreamRequest, additions: ChatAdditions) -> Refused:
+def _usage_taken_back(error: "UpstreamError", request: UpstreamRequest, additions: Additions) -> Refused:
     """Of options that the caller sent, only the one that was added to them is taken back."""
     options = (request.parameters or {}).get(STREAM_OPTIONS)
     added = additions.adds_usage and isinstance(options, dict) and "include_usage" in options
@@ -93,7 +93,7 @@ def _usage_taken_back(error: "UpstreamError", request: UpstreamRequest, addition
 
 
 def _limit_taken_back(
-    error: "UpstreamError", request: UpstreamRequest, additions: ChatAdditions, *, context: bool
+    error: "UpstreamError", request: UpstreamRequest, additions: Additions, *, context: bool
 ) -> TakenBack:
     parameters = request.parameters or {}
     sent = {name: limit for name in additions.limit_names if isinstance(limit := parameters.get(name), int)}
@@ -105,9 +105,7 @@ def _limit_taken_back(
     return TakenBack(Refused(names), Refused(names))
 
 
-def _value_taken_back(
-    error: "UpstreamError", value: int, additions: ChatAdditions, *, context: bool
-) -> TakenBack | None:
+def _value_taken_back(error: "UpstreamError", value: int, additions: Additions, *, context: bool) -> TakenBack | None:
     """The limit lowered or left out, where the error is about its height; None where it is about anything else."""
     about_limit = error.about_limit(value)
     if not about_limit:

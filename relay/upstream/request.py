@@ -50,13 +50,12 @@ NOTHING: Final = Refused()
 
 
 @dataclass(frozen=True, slots=True)
-class ChatAdditions:
+class Additions:
     """What this app decides in one request (see `chat_additions` and `response_additions`).
 
     `cap`: the highest output limit, in tokens for each choice; `limit_names` are the names of that limit in this API.
-    `named_limits` are the caller's own limits under the
-    names that the caller chose; `limit` is one whose name this app chooses. `stream`: its usage is to be requested.
-    `stream_options` are the caller's own.
+    `named_limits` are the caller's own limits under the names that the caller chose; `limit` is one whose name this app
+    chooses. `stream`: its usage is to be requested. `stream_options` are the caller's own.
     """
 
     stream: bool
@@ -120,7 +119,7 @@ def chat_additions(
     stream_options: Mapping[str, Any] | None = None,
     output_limits: Mapping[str, int] | None = None,
     choices: int = 1,
-) -> ChatAdditions:
+) -> Additions:
     """The parameters that this app decides in a chat completion request: the only place that adds any.
 
     A stream is always asked for its usage. `max_output_tokens` caps the answer as a whole, while the model service
@@ -128,16 +127,16 @@ def chat_additions(
     only one of the two; `limit` is a caller's limit that has no name of the upstream's yet.
     """
     cap = max(1, max_output_tokens // choices)
-    return ChatAdditions(stream, cap, limit, output_limits or {}, stream_options or {})
+    return Additions(stream, cap, limit, output_limits or {}, stream_options or {})
 
 
-def response_additions(*, max_output_tokens: int, limit: int | None) -> ChatAdditions:
+def response_additions(*, max_output_tokens: int, limit: int | None) -> Additions:
     """The same for a request to create a response: the only place that adds any.
 
     A cap below the API's own minimum is raised to it; a caller's `limit` below it is left for the model service to
     refuse.
     """
-    return ChatAdditions(
+    return Additions(
         stream=False,
         cap=max(max_output_tokens, MIN_RESPONSE_OUTPUT),
         named_limits={} if limit is None else {RESPONSE_OUTPUT_LIMIT: limit},
@@ -162,7 +161,7 @@ class UpstreamRequest:
     parameters: dict[str, Any] | None
     stream: bool
     fields: Mapping[str, str] = field(default_factory=dict)
-    additions: ChatAdditions | None = None
+    additions: Additions | None = None
     method: Literal["POST", "GET", "DELETE"] = "POST"
     not_found: Problem | None = None
     operation: str = "chat"

@@ -163,25 +163,20 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             if _had_been_closed(error, context.get("reused_at")):
                 raise ClosedConnectionError("the server had closed the connection", request=request) from error
             raise httpx2.ConnectError(_reason(error), request=request) from error
+        body: dict[str, Any] = {"content": b""}
         if 200 <= response.status < 300:
             try:
                 coding_of(response.headers.get("content-encoding"))
             except UnreadableCodingError:
                 response.close()
                 raise
-            return httpx2.Response(
-                response.status,
-                headers=[header for header in response.raw_headers if header[0].lower() not in _DROPPED_HEADERS],
-                stream=_Unread(response),
-                request=request,
-                extensions={AIOHTTP_RESPONSE: response},
-            )
+            body = {"stream": _Unread(response)}
         return httpx2.Response(
             response.status,
             headers=[header for header in response.raw_headers if header[0].lower() not in _DROPPED_HEADERS],
-            content=b"",
             request=request,
             extensions={AIOHTTP_RESPONSE: response},
+            **body,
         )
 
 

@@ -16,7 +16,7 @@ from relay.upstream.request import (
 )
 
 
-class TestChatAdditions:
+class TestAdditions:
     @pytest.mark.parametrize(
         ("arguments", "additions"),
         [
