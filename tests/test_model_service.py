@@ -29,6 +29,7 @@ from local.model_service import (
 )
 from local.model_service.answers import SCHEMA_ERRORS
 from local.model_service.patterns import text_for_pattern
+from tests.model_service_requests import example_of, read_until_broken
 
 ROOT = Path(__file__).parent.parent
 KEY = {"api-key": "a-key"}
@@ -56,23 +57,9 @@ async def body_of(http: aiohttp.ClientSession, service: ModelService, body: dict
         return await response.read()
 
 
-async def read_until_broken(
-    http: aiohttp.ClientSession, service: ModelService, body: dict[str, Any]
-) -> tuple[bytes, bool]:
-    """The part of a response that arrives, and whether the connection ended before the response was complete."""
-    arrived = b""
-    try:
-        async with http.post(service.url + "chat/completions", json=body, headers=KEY) as response:
-            async for piece in response.content.iter_any():
-                arrived += piece
-    except (
-        aiohttp.ClientPayloadError,
-        aiohttp.ClientResponseError,
-        aiohttp.ServerDisconnectedError,
-        aiohttp.ClientOSError,
-    ):
-        return arrived, True
-    return arrived, False
+async def read_chat(http: aiohttp.ClientSession, service: ModelService, body: dict[str, Any]) -> tuple[bytes, bool]:
+    """A response of the chat wire as `read_until_broken` reads it."""
+    return await read_until_broken(http, service.url + "chat/completions", body, KEY)
 
 
 async def raw_stream(service: ModelService, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -352,7 +339,7 @@ async def test_errors_of_the_deployment_come_before_those_of_the_messages(
 async def test_a_connection_is_cut_before_the_messages_are_validated(
     service: ModelService, http: aiohttp.ClientSession
 ) -> None:
-    assert await read_until_broken(http, service, {"model": "fault-cut-headers", "messages": []}) == (b"", True)
+    assert await read_chat(http, service, {"model": "fault-cut-headers", "messages": []}) == (b"", True)
     await service.wait_for(lambda it: it.requests[0].ended == "fault")
 
 
@@ -597,7 +584,7 @@ async def test_wrong_beginnings(service: ModelService, http: aiohttp.ClientSessi
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", ["cut-headers", "cut-first", "cut-midway-3", "reset-headers", "reset-midway-3"])
 async def test_broken_connections(service: ModelService, http: aiohttp.ClientSession, name: str, stream: bool) -> None:
-    arrived, broken = await read_until_broken(http, service, ask(model="fault-" + name, stream=stream))
+    arrived, broken = await read_chat(http, service, ask(model="fault-" + name, stream=stream))
     assert broken
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
@@ -621,18 +608,17 @@ async def test_long_answers(service: ModelService, http: aiohttp.ClientSession) 
 async def test_every_fault_in_the_table(
     service: ModelService, http: aiohttp.ClientSession, fault: faults.Fault
 ) -> None:
-    argument = "-0.02" if fault.name.startswith("stall") else "-2"
-    name = "fault-" + fault.name + argument * len(fault.defaults)
+    name = example_of(fault)
     (injection,) = faults.parse(name)
     assert injection.fault is fault
-    assert injection.arguments == (float(argument[1:]),) * len(fault.defaults)
+    assert injection.arguments == (0.02 if fault.name.startswith("stall") else 2.0,) * len(fault.defaults)
     if fault.connection:
         reader, writer = await raw_stream(service, ask(model=name))
         assert (await reader.readline()).startswith(b"HTTP/1.1 ")
         writer.close()
         await service.wait_for(lambda one: one.requests[0].ended in ("fault", "aborted"))
         return
-    arrived, broken = await read_until_broken(http, service, ask(model=name))
+    arrived, broken = await read_chat(http, service, ask(model=name))
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
     if "chat" not in fault.wires:

@@ -12,6 +12,7 @@ import pytest
 from openai.types import CreateEmbeddingResponse
 
 from local.model_service import ModelService, faults
+from tests.model_service_requests import example_of, read_until_broken
 
 MODEL = "text-embedding-3-small"
 
@@ -120,23 +121,10 @@ async def test_the_dated_api(service: ModelService) -> None:
     "fault", [fault for fault in faults.FAULTS.values() if fault.connection is None], ids=lambda fault: fault.name
 )
 async def test_every_fault_in_the_table(service: ModelService, fault: faults.Fault) -> None:
-    argument = "-0.02" if fault.name.startswith("stall") else "-2"
-    name = "fault-" + fault.name + argument * len(fault.defaults)
-    arrived, broken = b"", False
-    try:
-        async with (
-            aiohttp.ClientSession() as http,
-            http.post(service.url + "embeddings", json={"model": name, "input": "x"}, headers={"api-key": "k"}) as got,
-        ):
-            async for piece in got.content.iter_any():
-                arrived += piece
-    except (
-        aiohttp.ClientPayloadError,
-        aiohttp.ClientResponseError,
-        aiohttp.ServerDisconnectedError,
-        aiohttp.ClientOSError,
-    ):
-        broken = True
+    name = example_of(fault)
+    async with aiohttp.ClientSession() as http:
+        body = {"model": name, "input": "x"}
+        arrived, broken = await read_until_broken(http, service.url + "embeddings", body, {"api-key": "k"})
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
     if "embeddings" not in fault.wires:

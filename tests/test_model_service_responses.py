@@ -23,6 +23,7 @@ from openai.types.responses import (
 )
 
 from local.model_service import ANY_DEPLOYMENT, MANUAL_PACE, ModelService, faults, stored_responses, text_generation
+from tests import model_service_requests
 
 KEY = {"api-key": "a-key"}
 WORDS = "one two three four five six seven eight"
@@ -1068,20 +1069,10 @@ async def test_the_marks_of_faults(service: ModelService, http: aiohttp.ClientSe
 async def test_every_fault_in_the_table(
     service: ModelService, http: aiohttp.ClientSession, fault: faults.Fault, streams: bool
 ) -> None:
-    argument = "-0.02" if fault.name.startswith("stall") else "-2"
-    name = "fault-" + fault.name + argument * len(fault.defaults)
-    arrived, broken = b"", False
-    try:
-        async with http.post(service.url + "responses", json=ask(model=name, stream=streams)) as response:
-            async for piece in response.content.iter_any():
-                arrived += piece
-    except (
-        aiohttp.ClientPayloadError,
-        aiohttp.ClientResponseError,
-        aiohttp.ServerDisconnectedError,
-        aiohttp.ClientOSError,
-    ):
-        broken = True
+    name = model_service_requests.example_of(fault)
+    arrived, broken = await model_service_requests.read_until_broken(
+        http, service.url + "responses", ask(model=name, stream=streams)
+    )
     await service.wait_for(lambda one: one.requests[0].ended != "open")
     record = service.requests[0]
     if "responses" not in fault.wires:

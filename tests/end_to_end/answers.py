@@ -52,6 +52,17 @@ def request_body(media_type: str, prompt: str | Mapping[str, Any] = "Say somethi
     return body | ({"stream": False} if media_type == DOCUMENT else {}) | members
 
 
+async def read_until_broken(response: httpx.Response) -> tuple[bytes, bool]:
+    """The body of a streamed response, as much of it as arrives, and whether its transfer was broken off."""
+    chunks: list[bytes] = []
+    try:
+        async for chunk in response.aiter_raw():
+            chunks.append(chunk)
+    except BREAKS:
+        return b"".join(chunks), True
+    return b"".join(chunks), False
+
+
 async def post_stream(
     client: httpx.AsyncClient, media_type: str, prompt: str | Mapping[str, Any] = "Say something.", **members: Any
 ) -> ReceivedAnswer:
@@ -60,13 +71,8 @@ async def post_stream(
     body = request_body(media_type, prompt, **members)
     answer = ReceivedAnswer()
     async with client.stream("POST", "/stream", json=body, headers=headers) as response:
-        chunks: list[bytes] = []
-        try:
-            async for chunk in response.aiter_raw():
-                chunks.append(chunk)
-        except BREAKS:
-            answer.broken = True
-        answer.status, answer.headers, answer.raw = response.status_code, response.headers, b"".join(chunks)
+        answer.raw, answer.broken = await read_until_broken(response)
+        answer.status, answer.headers = response.status_code, response.headers
     parse_answer(answer, media_type)
     return answer
 
@@ -94,15 +100,9 @@ async def post_streamed(
     client: httpx.AsyncClient, url: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
 ) -> StreamedResponse:
     """Request a stream that may be broken off, and read it to its end."""
-    chunks: list[bytes] = []
-    broken = False
     async with client.stream("POST", url, json=body, headers=headers) as response:
-        try:
-            async for content in response.aiter_raw():
-                chunks.append(content)
-        except BREAKS:
-            broken = True
-        return StreamedResponse(response.status_code, response.headers, b"".join(chunks), broken)
+        content, broken = await read_until_broken(response)
+        return StreamedResponse(response.status_code, response.headers, content, broken)
 
 
 def parse_answer(answer: ReceivedAnswer, media_type: str) -> None:

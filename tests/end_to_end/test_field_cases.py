@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.end_to_end.answers import BREAKS, DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream
+from tests.end_to_end.answers import DOCUMENT, FORMATS, PLAIN, SSE, ReceivedAnswer, post_stream, read_until_broken
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.scripted_upstream import USAGE, D, F, Script, ScriptedUpstream, W, chunk, document, sse
 from tests.end_to_end.scripted_upstream import scripted_upstream as scripted_upstream
@@ -561,13 +561,8 @@ async def receive(client: httpx.AsyncClient, wire: str, model: str, *, stream: b
         {"stream_options": {"include_usage": True}} if stream else {}
     )
     async with client.stream("POST", V1, json=body) as response:
-        chunks: list[bytes] = []
-        try:
-            async for content in response.aiter_raw():
-                chunks.append(content)
-        except BREAKS:
-            received.broken = True
-        received.status, received.headers, received.raw = response.status_code, response.headers, b"".join(chunks)
+        received.raw, received.broken = await read_until_broken(response)
+        received.status, received.headers = response.status_code, response.headers
     _parse(received, stream=stream)
     return received
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService, faults
-from tests.end_to_end.answers import BREAKS
+from tests.end_to_end.answers import read_until_broken
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.test_errors import (
     BODY_LIMIT,
@@ -77,13 +77,8 @@ async def receive(client: httpx.AsyncClient, method: str, url: str, **options: A
     """Request a stream, and read it to its end. Strict: an event has its type as its name, and there is one end."""
     received = Received()
     async with client.stream(method, url, **options) as response:
-        chunks: list[bytes] = []
-        try:
-            async for chunk in response.aiter_raw():
-                chunks.append(chunk)
-        except BREAKS:
-            received.broken = True
-        received.status, received.headers, received.raw = response.status_code, response.headers, b"".join(chunks)
+        received.raw, received.broken = await read_until_broken(response)
+        received.status, received.headers = response.status_code, response.headers
     if received.status != 200:
         return received
     assert received.headers["content-type"] == "text/event-stream; charset=utf-8"

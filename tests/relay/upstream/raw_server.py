@@ -35,7 +35,21 @@ def chunked(*chunks: bytes, headers: str = "Content-Type: text/event-stream\r\n"
     return head + b"".join(b"%x\r\n%b\r\n" % (len(content), content) for content in chunks)
 
 
-class RawServer:
+class _Listening:
+    """What listens, with the connections that it has: at its end it aborts all of them."""
+
+    _server: asyncio.Server
+    writers: list[asyncio.StreamWriter]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for writer in self.writers:
+            writer.transport.abort()
+
+
+class RawServer(_Listening):
     """Each connection carries out one script, the last one again and again; at its end it is closed.
 
     `received`: the requests. `ended`: set when a client has ended a connection on which the script holds.
@@ -55,13 +69,6 @@ class RawServer:
         self.port: int = self._server.sockets[0].getsockname()[1]
         self.url: str = f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}/v1"
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
-        for writer in self.writers:
-            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         script = self._scripts[min(self.connections, len(self._scripts) - 1)]
@@ -96,7 +103,7 @@ class RawServer:
             writer.transport.abort()
 
 
-class Tap:
+class Tap(_Listening):
     """Passes the bytes of connections on to a server, until it is made deaf.
 
     A client that says goodbye to a server which does not respond has not ended its connection: only `ended`, the number
@@ -116,13 +123,6 @@ class Tap:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
-        for writer in self.writers:
-            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
