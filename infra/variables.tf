@@ -297,7 +297,7 @@ variable "always_ready_instances" {
 
 variable "relay_settings" {
   type        = map(string)
-  description = "App settings of the relay to override, for example { MAX_OUTPUT_TOKENS = \"4096\" }. README lists them."
+  description = "App settings of the relay to override, for example { MAX_OUTPUT_TOKENS = \"4096\" }. docs/configure.md lists them."
   default     = {}
   nullable    = false
 

@@ -75,7 +75,7 @@ def keyed_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, s
 
 @pytest.fixture
 async def client(keyed_app: HostedApp, model_service: ModelService) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client, as the README shows it, without retries."""
+    """The official client, as the documentation shows it, without retries."""
     async with openai.AsyncOpenAI(
         base_url=keyed_app.url + "/v1", api_key="unused", default_headers={"x-functions-key": KEY}, max_retries=0
     ) as client:

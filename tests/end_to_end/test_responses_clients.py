@@ -66,7 +66,7 @@ def keyed_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, s
 
 
 def options(app: HostedApp) -> dict[str, Any]:
-    """How a client is made of this app, as the README shows it, without retries."""
+    """How a client is made of this app, as the documentation shows it, without retries."""
     headers = {"x-functions-key": KEY}
     return {"base_url": app.url + "/v1", "api_key": "unused", "default_headers": headers, "max_retries": 0}
 

@@ -47,7 +47,7 @@ def test_the_minimal_configuration() -> None:
     assert settings.identity == Identity("developer", AZURE_TOKEN_SCOPE)
     assert settings.models == (name,)
     assert settings.api_key is None
-    # The defaults that README.md documents.
+    # The defaults that docs/configure.md documents.
     assert (settings.commit_wait, settings.ping_interval, settings.stream_deadline) == (5, 15, 220)
     assert (settings.max_body_bytes, settings.max_output_tokens) == (1024 * 1024, 16384)
 
@@ -574,11 +574,11 @@ class TestDocumentation:
         assert {"AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "COMMIT_WAIT_SECONDS", "MAX_BODY_BYTES"} <= set(NAMES)
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_each_setting_is_in_the_readme(self, name: str) -> None:
-        assert f"`{name}`" in (ROOT / "README.md").read_text()
+    def test_each_setting_is_documented(self, name: str) -> None:
+        assert f"`{name}`" in (ROOT / "docs/configure.md").read_text()
 
-    def test_the_readme_names_no_setting_that_is_not_read(self) -> None:
-        named = set(re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    def test_the_documentation_names_no_setting_that_is_not_read(self) -> None:
+        named = set(re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", (ROOT / "docs/configure.md").read_text(), re.MULTILINE))
         sources = "".join(path.read_text() for path in [*ROOT.glob("relay/**/*.py"), ROOT / "function_app.py"])
         assert named
         assert {name for name in named if name not in sources} == set()

@@ -1,0 +1,98 @@
+"""The examples of README and `docs/`, run as they are written, against the app on its host."""
+
+import asyncio
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from local.model_service import MANUAL_PACE, ModelService
+from tests.end_to_end.hosting import ROOT, HostedApp, bare_environment
+
+PAGES: Final = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+ADDRESS: Final = "http://127.0.0.1:7071"
+CLIENT: Final = """
+import openai
+client = openai.OpenAI(base_url="http://127.0.0.1:7071/v1", api_key="unused")
+"""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code of this language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def sessions(page: Path) -> list[tuple[str, str]]:
+    """The commands that stand with their output, `$ curl …` and what it prints."""
+    commands = [block.split("\n", 1) for block in blocks(page, "") if block.startswith("$ ")]
+    return [(command.removeprefix("$ "), output) for command, output in commands]
+
+
+def commands(page: Path) -> list[str]:
+    """The commands for a shell that call the app, without their output."""
+    return re.findall(rf"^    (curl .*{re.escape(ADDRESS)}.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def joined(output: str) -> str:
+    """Text that the model service sent in parts, as one part: how much of it arrives together is a matter of time."""
+    return re.sub(r'"\}\n+(data: \{|\{"type":"text",)"text":"', "", output.strip())
+
+
+def cases[T](examples: list[tuple[Path, T]]) -> list[object]:
+    return [pytest.param(example, id=f"{page.stem}-{index}") for index, (page, example) in enumerate(examples)]
+
+
+async def run(*command: str, stdin: str = "") -> str:
+    """What the command prints; it must succeed."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=bare_environment(),
+    )
+    async with asyncio.timeout(60):
+        output, errors = await process.communicate(stdin.encode())
+    assert process.returncode == 0, errors.decode()
+    return output.decode()
+
+
+@pytest.mark.parametrize("command", cases([(page, command) for page in PAGES for command in commands(page)]))
+async def test_a_command(command: str, app: HostedApp, model_service: ModelService) -> None:
+    output = await run("bash", "-c", command.replace(ADDRESS, app.url))
+    assert model_service.requests
+    assert output.endswith(("}\n\n", ".", ".\n"))
+
+
+@pytest.mark.parametrize("session", cases([(page, session) for page in PAGES for session in sessions(page)]))
+async def test_a_command_and_its_output(session: tuple[str, str], app: HostedApp, model_service: ModelService) -> None:
+    """`…` stands for what differs from run to run, or for lines that are left out."""
+    command, expected = session
+    output = await run("bash", "-c", command.replace(ADDRESS, app.url))
+    output = re.sub(rf',\{{"backend":"{MANUAL_PACE}".*?\}}\}}', "", output)  # a deployment that only tests have
+    assert model_service.requests or '"errors"' in expected
+    assert re.fullmatch(re.escape(joined(expected)).replace("…", "(?s:.*?)"), joined(output))
+
+
+async def test_python(app: HostedApp, model_service: ModelService) -> None:
+    """All in one process, each on its own; one that begins with the use of `client` gets an ordinary one."""
+    program = ""
+    answers = 0
+    for page in PAGES:
+        for index, code in enumerate(blocks(page, "python")):
+            source = code if "import openai" in code else CLIENT + code
+            answers += "print(" in source
+            program += f"exec(compile({source!r}, '{page.name}, example {index}', 'exec'), {{}}); print()\n"
+    output = await run(sys.executable, "-", stdin=program.replace(ADDRESS, app.url))
+    assert output.split("\n").count("1, 2, 3") == answers > 2
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+@pytest.mark.parametrize("code", cases([(page, code) for page in PAGES for code in blocks(page, "js")]))
+async def test_javascript(code: str, app: HostedApp, model_service: ModelService) -> None:
+    output = await run("node", "--input-type=module", "-", stdin=code.replace(ADDRESS, app.url))
+    assert "".join(output.split()) == "1,2,3"
