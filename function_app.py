@@ -16,6 +16,7 @@ from relay.readiness import Readiness
 from relay.settings import auth_level
 from relay.streaming.stream import Stream
 from relay.upstream.pool import BackendPool
+from relay.version import VERSION
 from relay.wires import chat_completions as chat_completions_wire
 from relay.wires import embeddings as embeddings_wire
 from relay.wires import models as models_wire
@@ -166,4 +167,4 @@ async def openapi_description(req: Request) -> Response:
 @app.route(route="health", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
 async def health(req: Request) -> Response:
     """The process is up. Calls nothing, and so tells nothing about the model service; `/ready` does."""
-    return CallerRequest(req).response(b'{"status":"ok"}')
+    return CallerRequest(req).response(b'{"status":"ok","version":"%s"}' % VERSION.encode())

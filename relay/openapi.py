@@ -11,6 +11,7 @@ import msgspec
 
 from relay import problems
 from relay.problems import PROBLEM_JSON, Problem
+from relay.version import VERSION
 from relay.wires.stream import StreamRequest
 
 _SCHEMAS: Final = "#/components/schemas/"
@@ -197,7 +198,7 @@ def document() -> bytes:
             "openapi": "3.1.0",
             "info": {
                 "title": "A streaming front door to Azure OpenAI",
-                "version": "1.0.0",
+                "version": VERSION,
                 "description": "Streams the answers of Azure OpenAI as they are generated.",
             },
             "paths": {
@@ -208,7 +209,7 @@ def document() -> bytes:
                 },
                 **_openai_paths(),
                 "/ready": {"get": _ready()},
-                "/health": {"get": _open("health", "The process is up", _json())},
+                "/health": {"get": _open("health", "The process is up; its version", _json())},
                 "/chat": {"get": _open("chat", "A chat page", {"text/html": text})},
                 "/openapi": {"get": _open("openapi", "This description", _json())},
             },

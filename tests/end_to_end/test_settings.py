@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from relay.version import VERSION
 from tests.end_to_end.hosting import HostedApp
 
 SECRET = "sk-secret-4711"
@@ -37,7 +38,7 @@ async def test_wrong_settings_are_named_and_affect_nothing_else(
     environment, named = WRONG[case]
     app = functions_app(env=environment)
     async with app.client() as client:
-        assert (await client.get("/health")).json() == {"status": "ok"}
+        assert (await client.get("/health")).json() == {"status": "ok", "version": VERSION}
         answer = await client.post("/stream", json={"input": "x"})
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"

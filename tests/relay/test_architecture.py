@@ -19,7 +19,7 @@ LAYERS: Final = (
     {"relay.streaming"},
     {"relay.upstream"},
     {"relay.telemetry"},
-    {"relay.settings", "relay.problems", "relay.usage"},
+    {"relay.settings", "relay.problems", "relay.usage", "relay.version"},
 )
 INDEPENDENT: Final = {"relay", "relay.page"}  # they import nothing of `relay`
 
