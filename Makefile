@@ -8,13 +8,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Delete a partly created target, so that the next run creates it again.
 .DELETE_ON_ERROR:
 
+# Options come from the command line only: a variable of the same name may be exported for something else.
+option = $(if $(filter command line,$(origin $(1))),$(2) "$($(1))")
+switch = $(if $(filter command line,$(origin $(1))),$(if $(filter $(2),$($(1))),$(3)))
+
+ifeq ($(OS),Windows_NT)
+$(error This needs Linux or macOS. On Windows, run it in WSL: https://aka.ms/wsl)
+endif
+
 .PHONY: help start test lint format lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-start: $(VENV)/.for-start local.settings.json ## run the app with a simulated model locally; PORT=8080 for another port
-	@$(PYTHON) -m local $(if $(PORT),--port $(PORT))
+start: $(VENV)/.for-start local.settings.json ## run the app locally; PORT=8080, MODEL=azure|ollama|… and more: docs/configure.md
+	@$(PYTHON) -m local $(call option,PORT,--port) $(call option,MODEL_PORT,--model-service-port) \
+		$(call option,MODEL,--model) $(call option,ENDPOINT,--endpoint) $(call option,DEPLOYMENTS,--deployments) \
+		$(call switch,FUNC,no,--no-func) $(call switch,OPEN,no,--no-open) $(call switch,VERBOSE,1,--verbose)
 
 test: $(VENV)/.for-tests ## run unit and end-to-end tests; ARGS="-k health" to select some
 	@$(PYTHON) -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)

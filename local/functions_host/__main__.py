@@ -17,6 +17,7 @@ from typing import Any
 import local.functions_host
 from local.functions_host.caller_connection import CallerConnection
 from local.functions_host.host import FunctionsHost, log
+from local.functions_host.readable_log import readable
 from local.functions_host.settings import HostError, Limits, LocalSettings, route_prefix
 from local.functions_host.worker import Worker, WorkerError
 
@@ -38,10 +39,11 @@ async def serve(options: argparse.Namespace) -> int:
     if options.enable_auth:
         key = options.function_key or os.environ.get(_KEY_SETTING) or settings.values.get(_KEY_SETTING)
         key = key or secrets.token_urlsafe(24)
-    print(
-        "This is a development tool that stands in for Azure Functions Core Tools; it is not the Functions host.",
-        flush=True,
-    )
+    if not options.readable:
+        print(
+            "This is a development tool that stands in for Azure Functions Core Tools; it is not the Functions host.",
+            flush=True,
+        )
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -49,17 +51,19 @@ async def serve(options: argparse.Namespace) -> int:
         listener = stack.enter_context(_listen(settings.port if options.port is None else options.port))
         environment = _worker_environment(settings, script_root)
         limits = Limits.read(script_root, environment)
-        worker = Worker(script_root, environment, _print_worker_line, log)
+        print_line = _print_readable_line if options.readable else _print_worker_line
+        worker = Worker(script_root, environment, print_line, log)
         stack.push_async_callback(worker.stop)
         if not await _finishes_before(stopped, worker.start()):
             return 0
-        host = FunctionsHost(worker, settings, prefix, key, limits)
+        host = FunctionsHost(worker, settings, prefix, key, limits, log_successes=not options.readable)
         connections: set[CallerConnection] = set()
         server = await asyncio.get_running_loop().create_server(
             lambda: CallerConnection(host.handle, connections, limits.upload_seconds), sock=listener, backlog=1024
         )
         stack.push_async_callback(_close, server, connections)
-        _print_functions(host, f"http://{_ADDRESS}:{listener.getsockname()[1]}")
+        if not options.readable:
+            _print_functions(host, f"http://{_ADDRESS}:{listener.getsockname()[1]}")
         ended = asyncio.create_task(worker.ended())
         if await _finishes_before(stopped, ended):
             log(f"The worker ended by itself ({ended.result()}); it is not started again. See its output above.")
@@ -139,6 +143,12 @@ def _print_worker_line(line: str) -> None:
     print(f"[worker] {line}", flush=True)
 
 
+def _print_readable_line(line: str) -> None:
+    text = readable(line)
+    if text is not None:
+        print(text, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and serve; returns the exit code."""
     description = (local.functions_host.__doc__ or "").partition("\n")[0]
@@ -147,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--enable-auth", action="store_true", help="check function keys, as the platform does")
     parser.add_argument("--function-key", help=f"the key (default: ${_KEY_SETTING}, or a new one)")
     parser.add_argument("--script-root", type=Path, default=Path.cwd(), help="folder of the app (default: this one)")
+    parser.add_argument(
+        "--readable", action="store_true", help="a line for each stream, instead of the lines that Core Tools print"
+    )
     parser.add_argument("--settings", type=Path, help="default: local.settings.json in the app's folder")
     options = parser.parse_args(arguments)
     try:

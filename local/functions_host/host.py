@@ -60,9 +60,17 @@ class FunctionsHost:
     """Serves the HTTP functions of one worker. `key` None: function keys are not checked."""
 
     def __init__(
-        self, worker: Worker, settings: LocalSettings, prefix: str, key: str | None, limits: Limits | None = None
+        self,
+        worker: Worker,
+        settings: LocalSettings,
+        prefix: str,
+        key: str | None,
+        limits: Limits | None = None,
+        *,
+        log_successes: bool = True,
     ) -> None:
         self.worker = worker
+        self._log_successes = log_successes
         self.key = key
         self.limits = limits or Limits()
         self.cors = CorsPolicy(settings.cors, credentials=settings.cors_credentials)
@@ -136,10 +144,11 @@ class FunctionsHost:
             trace=(request.header(b"traceparent") or "", request.header(b"tracestate") or ""),
             seconds=self.limits.function_seconds,
         )
-        log(
-            f"Executing 'Functions.{function.name}' (Reason='This function was programmatically called via the host "
-            f"APIs.', Id={invocation.id})"
-        )
+        if self._log_successes:
+            log(
+                f"Executing 'Functions.{function.name}' (Reason='This function was programmatically called via the "
+                f"host APIs.', Id={invocation.id})"
+            )
         forwarding = asyncio.create_task(self._forward(request, response, invocation, body))
         request.connection.on_disconnect(forwarding.cancel)
         try:
@@ -157,10 +166,11 @@ class FunctionsHost:
             failure = _Failure(HTTPStatus.BAD_GATEWAY, reason)
         result = "Failed" if failure is not None or error is not None else "Succeeded"
         milliseconds = (time.monotonic() - started) * 1000
-        log(f"Executed 'Functions.{function.name}' ({result}, Id={invocation.id}, Duration={milliseconds:.0f}ms)")
+        if self._log_successes or error is not None:
+            log(f"Executed 'Functions.{function.name}' ({result}, Id={invocation.id}, Duration={milliseconds:.0f}ms)")
         if error is not None:
             log(f"Exception while executing function: Functions.{function.name} (Id={invocation.id}): {error}")
-        elif failure is not None:
+        elif failure is not None and self._log_successes:
             log(f"The HTTP request could not be proxied (Id={invocation.id}): {failure.reason}.")
         if failure is None:
             response.finish()

@@ -106,9 +106,24 @@ def _function_seconds(text: Any) -> float | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+# Core Tools read these files with comments and with commas behind the last member; so they are read here.
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL)
+
+
+def _without_comments(text: str) -> str:
+    """The text with blanks instead, so that an error's line and column stay true."""
+    return _STRING_OR_COMMENT.sub(
+        lambda found: found[0] if found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0]), text
+    )
+
+
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(_without_comments(path.read_text(encoding="utf-8-sig")))
+    except OSError as error:
+        raise HostError(f"{path.name} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise HostError(f"{path.name} is not UTF-8: save it in this encoding.") from None
     except ValueError as error:
         raise HostError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--require-issued-token", action="store_true", help="accept only tokens of /msi/token")
     parser.add_argument("--identity-header", help="what /msi/token expects as X-IDENTITY-HEADER (default: random)")
     parser.add_argument("--tls", metavar="FILE", help="serve HTTPS with the certificate and key in this PEM file")
+    parser.add_argument("--quiet", action="store_true", help="do not print the address")
     options = parser.parse_args()
     tls = None
     if options.tls:
@@ -38,10 +39,10 @@ def main() -> None:
         require_issued_token=options.require_issued_token,
         identity=IdentityEndpoint(header=options.identity_header) if options.identity_header else None,
     )
-    asyncio.run(_serve(service))
+    asyncio.run(_serve(service, quiet=options.quiet))
 
 
-async def _serve(service: ModelService) -> None:
+async def _serve(service: ModelService, *, quiet: bool) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -49,7 +50,8 @@ async def _serve(service: ModelService) -> None:
         await service.start()
     except OSError as error:
         raise SystemExit(f"the model service can't listen on port {service.port}: {error.strerror}") from None
-    print(f"model service on {service.url}", flush=True)
+    if not quiet:
+        print(f"model service on {service.url}", flush=True)
     try:
         await stopped.wait()
     finally:

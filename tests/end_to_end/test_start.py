@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from aiohttp import web
 
@@ -28,7 +29,12 @@ class Session:
     """`python -m local`, as `make start` runs it, with a model service of its own."""
 
     def __init__(
-        self, log: Path, *, port: int | None = None, model_port: int | None = None, path: Path | None = None
+        self,
+        log: Path,
+        *options: str,
+        port: int | None = None,
+        model_port: int | None = None,
+        path: Path | None = None,
     ) -> None:
         self.port = port or free_port()
         self.model_port = model_port or free_port()
@@ -45,7 +51,7 @@ class Session:
         # Core Tools on this machine are hidden; a test of them brings its own.
         folders = [folder for folder in environment["PATH"].split(os.pathsep) if not (Path(folder) / "func").exists()]
         environment["PATH"] = os.pathsep.join(([str(path)] if path else []) + folders)
-        command = [sys.executable, "-m", "local", f"--port={self.port}", f"--model-service-port={self.model_port}"]
+        command = [sys.executable, "-m", "local", f"--port={self.port}", *options]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -140,6 +146,33 @@ class TestThePrintedCommands:
         assert times[-1] - times[0] > 0.5
 
 
+class TestWhatItPrints:
+    def test_the_model_service_and_what_decides_it(self, started: Session) -> None:
+        assert (
+            f"Model service: simulated, on this machine (port {started.model_port}); no key is sent" in started.output
+        )
+        assert "These environment variables override local.settings.json: AZURE_OPENAI_ENDPOINT. " in started.output
+
+    def test_ready_and_the_chat_page_come_before_the_commands(self, started: Session) -> None:
+        ready, page, command = (
+            started.output.index(text) for text in ("\nReady.\n", f"http://127.0.0.1:{started.port}/chat\n", "  curl ")
+        )
+        assert ready < page < command
+
+    def test_a_line_for_each_stream_and_no_other_address(self, started: Session) -> None:
+        answer = httpx.post(f"http://127.0.0.1:{started.port}/stream", json={"input": "say: hi"})
+        request = answer.headers["x-request-id"]
+        deadline = time.monotonic() + 10
+        while request not in started.output:
+            assert time.monotonic() < deadline, started.output
+            time.sleep(0.02)
+        assert re.search(
+            rf"\d\d:\d\d:\d\d  gpt-5.4-mini  completed  .* 10 \+ 1 tokens  request {request}\n", started.output
+        )
+        assert set(re.findall(r"127\.0\.0\.1:(\d+)", started.output)) == {str(started.port)}
+        assert "Functions.stream" not in started.output
+
+
 class TestTheEnd:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     async def test_no_process_remains(self, tmp_path: Path, number: signal.Signals) -> None:
@@ -183,8 +216,22 @@ class TestPorts:
         assert f"Port {port} is taken" in rejected.output
         assert "make start PORT=" in rejected.output
 
-    def test_a_running_model_service_is_used(self, started: Session, tmp_path: Path) -> None:
-        second = Session(tmp_path / "output.txt", model_port=started.model_port)
+    async def test_a_second_start_has_a_model_service_of_its_own(self, started: Session, tmp_path: Path) -> None:
+        second = Session(tmp_path / "output.txt", "--verbose", model_port=started.model_port)
+        try:
+            await asyncio.to_thread(second.wait_until_ready)
+            found = re.search(r"simulated, on this machine \(port (\d+)\)", second.output)
+            assert found is not None
+            assert int(found[1]) not in (started.model_port, second.port)
+            assert "Executed 'Functions.ready' (Succeeded" in second.output
+        finally:
+            second.process.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(second.wait_for_end) == 0
+        socket.create_connection(("127.0.0.1", started.model_port)).close()  # the first session's is still running
+
+    def test_a_chosen_model_service_that_runs_is_used(self, started: Session, tmp_path: Path) -> None:
+        option = f"--model-service-port={started.model_port}"
+        second = Session(tmp_path / "output.txt", option)
         try:
             second.wait_until_ready()
             assert f"A model service runs on port {started.model_port} already" in second.output
@@ -193,14 +240,14 @@ class TestPorts:
             assert second.wait_for_end() == 0
         socket.create_connection(("127.0.0.1", started.model_port)).close()  # the first session's is still running
 
-    async def test_another_server_on_the_model_service_s_port_is_an_error(self, tmp_path: Path) -> None:
+    async def test_another_server_on_the_chosen_port_is_an_error(self, tmp_path: Path) -> None:
         async def answer(_request: web.BaseRequest) -> web.Response:
             return web.json_response({"hello": "world"})
 
         other = await asyncio.get_running_loop().create_server(web.Server(answer), "127.0.0.1", 0)
         port = other.sockets[0].getsockname()[1]
         async with other:
-            rejected = Session(tmp_path / "output.txt", model_port=port)
+            rejected = Session(tmp_path / "output.txt", f"--model-service-port={port}", model_port=port)
             assert await asyncio.to_thread(rejected.wait_for_end) == 1
         assert f"Port {port} is taken by something that is not the model service" in rejected.output
 
@@ -233,12 +280,17 @@ def test_core_tools_are_used_where_they_are_installed(tmp_path: Path) -> None:
         assert running.wait_for_end() == 0
 
 
+def words(text: str) -> str:
+    """The text with one blank between two words."""
+    return " ".join(text.replace("\\\n", " ").split())
+
+
 class TestMake:
-    def dry(self, *arguments: str) -> str:
+    def dry(self, *arguments: str, environ: dict[str, str] | None = None) -> str:
         made = subprocess.run(
             ["make", "-n", *arguments],
             cwd=ROOT,
-            env=bare_environment(),
+            env=bare_environment(environ),
             capture_output=True,
             text=True,
             check=True,
@@ -246,8 +298,28 @@ class TestMake:
         return made.stdout
 
     def test_the_port_is_an_argument(self) -> None:
-        assert "python -m local --port 8080" in self.dry("start", "PORT=8080")
-        assert self.dry("start").rstrip().endswith("python -m local")
+        assert words(self.dry("start", "PORT=8080")).endswith('python -m local --port "8080"')
+
+    def test_other_options(self) -> None:
+        made = self.dry(
+            *("start", "MODEL_PORT=7000", "MODEL=azure", "ENDPOINT=https://x", "DEPLOYMENTS=a,b"),
+            *("FUNC=no", "OPEN=no", "VERBOSE=1"),
+        )
+        assert words(made).endswith(
+            'python -m local --model-service-port "7000" --model "azure" --endpoint "https://x" --deployments "a,b" '
+            "--no-func --no-open --verbose"
+        )
+
+    def test_exported_variables_of_the_same_names_are_no_options(self) -> None:
+        exported = {"PORT": "1", "MODEL": "gpt", "ENDPOINT": "x", "DEPLOYMENTS": "y", "FUNC": "no", "VERBOSE": "1"}
+        assert words(self.dry("start", environ=exported)).endswith("python -m local")
+
+    def test_windows_is_sent_to_wsl(self) -> None:
+        made = subprocess.run(
+            ["make", "-n", "start", "OS=Windows_NT"], cwd=ROOT, env=bare_environment(), capture_output=True, text=True
+        )
+        assert made.returncode == 2
+        assert "On Windows, run it in WSL" in made.stderr
 
     def test_help_lists_every_target(self) -> None:
         listed = subprocess.run(["make"], cwd=ROOT, env=bare_environment(), capture_output=True, text=True, check=True)
