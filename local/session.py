@@ -30,6 +30,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _START_SECONDS = 120.0
 _READY_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
+_FUNC = "func start"
 
 type _Check = Callable[[int, bytes], bool]  # is it the expected response, by its status and body?
 
@@ -53,9 +54,10 @@ class Options:
 class _ChildProcess:
     """One process in a process group of its own, so that Ctrl-C reaches it and its children through this one only."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, stop: signal.Signals) -> None:
         self.name = name
         self.process = process
+        self.stop = stop
         self.ended = asyncio.create_task(process.wait())
 
     def signal(self, number: signal.Signals) -> None:
@@ -140,7 +142,7 @@ class Session:
         core_tools = shutil.which("func") if self.options.core_tools else None
         if core_tools:
             print("Core Tools are installed: func start (make start FUNC=no uses the built-in host)", flush=True)
-            await self._start("func start", core_tools, "start", "--port", port)
+            await self._start(_FUNC, core_tools, "start", "--port", port)
             return
         readable = () if self.options.verbose else ("--readable",)
         await self._start("The host", sys.executable, "-m", "local.functions_host", "--port", port, *readable)
@@ -159,7 +161,8 @@ class Session:
             process_group=0,
             preexec_fn=_die_with(os.getpid()),
         )
-        self.children.append(_ChildProcess(name, process))
+        # A Python program that still imports its modules ends by SIGTERM without a traceback; Core Tools expect Ctrl-C.
+        self.children.append(_ChildProcess(name, process, signal.SIGINT if name == _FUNC else signal.SIGTERM))
 
     async def _responds(self, url: str, check: _Check) -> bool:
         """Wait until the address gives the expected response; False when the session ends before."""
@@ -210,12 +213,12 @@ class Session:
             webbrowser.open(f"{self.url}/chat")
 
     async def _end_all(self) -> None:
-        for number in (signal.SIGINT, signal.SIGKILL):
+        for kill in (False, True):
             running = [child for child in self.children if not child.ended.done()]
             if not running:
                 return
             for child in running:
-                child.signal(number)
+                child.signal(signal.SIGKILL if kill else child.stop)
             await asyncio.wait([child.ended for child in running], timeout=_GRACE_SECONDS)
 
 

@@ -166,9 +166,9 @@ class FunctionsHost:
             failure = _Failure(HTTPStatus.BAD_GATEWAY, reason)
         result = "Failed" if failure is not None or error is not None else "Succeeded"
         milliseconds = (time.monotonic() - started) * 1000
-        if self._log_successes or error is not None:
+        if self._log_successes:
             log(f"Executed 'Functions.{function.name}' ({result}, Id={invocation.id}, Duration={milliseconds:.0f}ms)")
-        if error is not None:
+        if error is not None and (self._log_successes or not invocation.worker_ended):
             log(f"Exception while executing function: Functions.{function.name} (Id={invocation.id}): {error}")
         elif failure is not None and self._log_successes:
             log(f"The HTTP request could not be proxied (Id={invocation.id}): {failure.reason}.")
