@@ -53,7 +53,7 @@ async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | P
         request = parse(body)
         if isinstance(request, Problem):
             return caller.reject(request)
-        failover = pool.failover(request.model, request.response_id)
+        failover = pool.failover(request.model, request.response_id, request.wires)
         if isinstance(failover, Problem):
             return caller.reject(failover)
         await pool.connect()
@@ -103,6 +103,7 @@ OPENAI_API = Routes(
     Route("POST", "/chat/completions", prompts(chat_completions_wire.parse), by_deployment=True),
     Route("POST", "/responses", prompts(responses_wire.parse)),
     Route("POST", "/responses/compact", prompts(responses_wire.parse_compact)),
+    Route("POST", "/responses/input_tokens", prompts(responses_wire.parse_input_tokens)),
     Route("GET", "/responses/{response_id}", stored(responses_wire.retrieve)),
     Route("DELETE", "/responses/{response_id}", stored(responses_wire.delete)),
     Route("POST", "/responses/{response_id}/cancel", stored(responses_wire.cancel)),

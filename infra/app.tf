@@ -33,6 +33,7 @@ locals {
           deployment = deployment.name
           model      = deployment.public_name
           priority   = deployment.priority
+          wire       = deployment.wire
         }
       ])
 

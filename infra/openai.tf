@@ -30,6 +30,7 @@ locals {
         key                    = "${instance.key}/${coalesce(model.deployment_name, model.name)}"
         public_name            = coalesce(model.public_name, model.name)
         priority               = instance.priority
+        wire                   = model.wire
         model                  = model.name
         version                = model.version
         sku                    = model.sku

@@ -141,6 +141,7 @@ variable "open_ai_instances" {
       version                = optional(string)
       deployment_name        = optional(string)
       public_name            = optional(string)
+      wire                   = optional(string, "chat")
       sku                    = optional(string, "GlobalStandard")
       capacity               = optional(number, 50)
       rai_policy_name        = optional(string)
@@ -154,7 +155,8 @@ variable "open_ai_instances" {
     priority: the lowest is tried first; by default the position in the list.
     models: name and version as in Azure's model catalogue; deployment_name (by default the model's name); public_name
     (the model name in requests, by default the model's name: the same model on two accounts is then one model with two
-    backends); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens per
+    backends); wire (the API that /stream uses: chat, or responses for models without chat completions and for
+    summaries of the reasoning; embeddings for a model of embeddings); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens per
     minute, or provisioned units); rai_policy_name (the content filter); version_upgrade_option.
     The first model of the first instance is the app's default model.
   EOT
@@ -230,6 +232,11 @@ variable "open_ai_instances" {
       ["GlobalStandard", "DataZoneStandard", "Standard", "GlobalProvisionedManaged", "DataZoneProvisionedManaged", "ProvisionedManaged"], model.sku
     )]]))
     error_message = "open_ai_instances: a model's sku is GlobalStandard, DataZoneStandard, Standard, GlobalProvisionedManaged, DataZoneProvisionedManaged or ProvisionedManaged (batch deployments cannot stream)."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : contains(["chat", "responses", "embeddings"], model.wire)]]))
+    error_message = "open_ai_instances: a model's wire is chat, responses or embeddings."
   }
 
   validation {

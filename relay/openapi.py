@@ -75,6 +75,7 @@ _ANSWER: Final[dict[str, Any]] = {
     "required": ["text", "finish_reason", "model", "usage", "id"],
     "properties": {
         "text": {"type": "string"},
+        "reasoning": {"type": ["string", "null"], "description": "where the request has a reasoning_summary"},
         "finish_reason": {"type": ["string", "null"]},
         "model": {"type": ["string", "null"]},
         "usage": _USAGE,
@@ -274,9 +275,11 @@ def _responses(prefix: str, address: str, stream: dict[str, Any]) -> dict[str, A
     one = f"{path}/{{response_id}}"
     create = _operation(prefix + "create_response", "A new response", stream, error, "ResponseRequest")
     compact = _operation(prefix + "compact_response", "A conversation made shorter", _json(), error, "CompactRequest")
+    count = _operation(prefix + "count_input_tokens", "The tokens of an input", _json(), error, "CompactRequest")
     paths: dict[str, Any] = {
         path: {"post": create},
         f"{path}/compact": {"post": compact},
+        f"{path}/input_tokens": {"post": count},
         one: {
             "get": _stored(prefix + "retrieve_response", "A stored response, or its events", stream, _RETRIEVE),
             "delete": _stored(prefix + "delete_response", "Delete a stored response", _json()),

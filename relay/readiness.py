@@ -1,17 +1,20 @@
 """`GET /ready`: whether the app can serve. For each backend: token, role, deployment, an answer; and the remedy.
 
-A probe is a real request in all but its conversation, which has no message: Azure checks the token, the role and the
-deployment, and refuses it before a token is generated. What a server that accepts it sends back is read up to its first
-output. Where the refusal is not about the empty conversation, one short message tells more.
+A probe is a real request, by the wire that the backend is stated to have, in all but its conversation, which has no
+message: Azure checks the token, the role and the deployment, and refuses it before a token is generated. What a server
+that accepts it sends back is read up to its first output. Where the refusal is not about the empty conversation, one
+short message tells more. Where the deployment does not have that wire, the others are probed, to name the right one.
 """
 
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
+from msgspec import Raw
 
 from relay.problems import (
     INVALID_REQUEST,
@@ -24,23 +27,45 @@ from relay.problems import (
     UPSTREAM_TIMEOUT,
     Problem,
 )
-from relay.settings import Identity, Settings
-from relay.streaming.events import Failed
+from relay.settings import WIRES, Identity, Settings, Wire
+from relay.streaming.call import UpstreamCall
+from relay.streaming.events import Decoder, Failed
 from relay.upstream.answer import Answer
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Adaptation, Backend, BackendPool
 from relay.upstream.refused_additions import UpstreamError, without_blame
 from relay.upstream.request import UpstreamRequest
-from relay.wires.chat_decoders import TextDecoder
+from relay.wires.embeddings import EmbeddingRequest
 from relay.wires.stream import StreamRequest
 
 _CACHE_SECONDS: Final = 10.0  # however often it is called, the model service is probed no more often than this
 _PROBE_TIMEOUT: Final = 15.0  # seconds that one backend is given to answer
 
-_NO_CHAT: Final = "OperationNotSupported"  # Azure's code for a deployment of a model that has no chat completions
+_WRONG_OPERATION: Final = "OperationNotSupported"  # Azure's code for a deployment of a model that lacks the API
 
-# What a refusal of an empty conversation is about: "[] is too short - 'messages'", "'messages' must not be empty".
-_ABOUT_THE_CONVERSATION: Final = re.compile(r"message|conversation|prompt|too[ _]short|empty|at least (?:1|one)")
+# What a refusal of an empty conversation is about: "[] is too short - 'messages'", "'messages' must not be empty",
+# "Missing required parameter: 'input'", "'$.input' is invalid".
+_ABOUT_THE_CONVERSATION: Final = re.compile(
+    r"message|conversation|prompt|too[ _]short|empty|at least (?:1|one)|[\"'`.]input\b"
+)
+# What a refusal speaks of where another API is meant: "only supported in v1/responses", "not a chat model".
+_ABOUT_THE_WIRE: Final = re.compile(r"v1/|chat model|chat ?completion|responses|embedding")
+
+
+class _Api(NamedTuple):
+    """An API that a deployment may have: its name, the parameter that holds the conversation, and the request."""
+
+    name: str
+    conversation: str
+    call: UpstreamCall
+
+
+_SHORT: Final = StreamRequest(input=".")
+_APIS: Final[dict[Wire, _Api]] = {
+    "chat": _Api("chat completions", "messages", _SHORT.on("chat")),
+    "responses": _Api("Responses API", "input", _SHORT.on("responses")),
+    "embeddings": _Api("embeddings", "input", EmbeddingRequest({"input": Raw(b'"."')}, None)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +73,8 @@ class Finding:
     """The state of one backend: the checks that passed (`token`, `role`, `deployment`, `answers`; None: unknown, as an
     earlier one failed), the code of what is wrong, the reason, and the remedy.
 
-    `refused_additions`: what the deployment does not take of what this app adds to a request. `proxy`: the address of
-    the proxy that leads to it.
+    `wire` is the one that the backend is stated to have. `refused_additions`: what the deployment does not take of what
+    this app adds to a request. `proxy`: the address of the proxy that leads to it.
     """
 
     backend: str
@@ -63,12 +88,14 @@ class Finding:
     reason: str | None = None
     refused_additions: list[str] = field(default_factory=list)
     proxy: str | None = None
+    wire: Wire = "chat"
 
     def members(self) -> dict[str, Any]:
         """As JSON members."""
         members: dict[str, Any] = {
             "backend": self.backend,
             "model": self.model,
+            "wire": self.wire,
             "ready": self.code is None,
             "checks": {
                 "token": self.token,
@@ -86,6 +113,21 @@ class Finding:
         return members
 
 
+class _Probe(NamedTuple):
+    """The requests to probe a backend with, without a message and with a short one, and the decoder of an answer."""
+
+    empty: UpstreamRequest
+    short: UpstreamRequest
+    decoder: Callable[[], Decoder]
+
+    @classmethod
+    def by(cls, api: _Api, limit: int) -> Self:
+        """The probe by this API; `limit` is the app's output limit."""
+        short = api.call.upstream_request(max_output_tokens=limit)
+        empty = replace(short, parameters={**(short.parameters or {}), api.conversation: []})
+        return cls(empty, short, api.call.decoder)
+
+
 class Readiness:
     """The document of `GET /ready`, cached, so that the model service is probed rarely and never twice at once."""
 
@@ -94,9 +136,7 @@ class Readiness:
         self._probed_at = -_CACHE_SECONDS
         self._probing: asyncio.Task[list[Finding]] | None = None
         self._findings: list[Finding] = []
-        limit = pool.settings.max_output_tokens
-        self._short = StreamRequest(input=".").upstream_request(max_output_tokens=limit)
-        self._empty = replace(self._short, parameters={**(self._short.parameters or {}), "messages": []})
+        self._probes = {wire: _Probe.by(api, pool.settings.max_output_tokens) for wire, api in _APIS.items()}
 
     async def document(self) -> tuple[int, bytes]:
         """The status, 200 when every model has a backend that answers and otherwise 503, and the document."""
@@ -125,25 +165,53 @@ class Readiness:
         return self._findings
 
     async def _probe(self, backend: Backend) -> Finding:
+        wire = backend.settings.wire
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
-                refusal = await self._ask(backend, self._empty)
-                if refusal is not None and _is_bad_request(refusal):
-                    refusal = None if _is_about_the_conversation(refusal) else await self._ask(backend, self._short)
+                refusal = await self._ask_by(wire, backend)
+                if refusal is not None and _may_lack_the_wire(refusal):
+                    refusal = await self._with_right_wire(refusal, backend)
         except TimeoutError:
             refusal = Refusal(UPSTREAM_TIMEOUT, f"no answer within {_PROBE_TIMEOUT:g} s")
         finding = self._finding(backend, refusal)
-        return replace(finding, refused_additions=backend.refused.descriptions(), proxy=backend.proxy)
+        return replace(finding, refused_additions=backend.refused.descriptions(), proxy=backend.proxy, wire=wire)
 
-    async def _ask(self, backend: Backend, probe: UpstreamRequest) -> Refusal | None:
+    async def _ask_by(self, wire: Wire, backend: Backend) -> Refusal | None:
+        """What the backend refuses a request by this wire with; None: it answers."""
+        probe, conversation = self._probes[wire], _APIS[wire].conversation
+        refusal = await self._ask(backend, probe.empty, probe.decoder, conversation)
+        if refusal is None or not _is_bad_request(refusal):
+            return refusal
+        if _is_about(conversation, refusal):
+            return None
+        return await self._ask(backend, probe.short, probe.decoder, conversation)
+
+    async def _with_right_wire(self, refusal: Refusal, backend: Backend) -> Refusal:
+        """The same refusal, with the remedy if the deployment has another wire than the one that it is stated to have.
+
+        Only a request without a message is sent: one that is refused for that has been checked for all else.
+        """
+        stated = backend.settings.wire
+        for wire in WIRES:
+            if wire == stated:
+                continue
+            probe, conversation = self._probes[wire], _APIS[wire].conversation
+            other = await self._ask(backend, probe.empty, probe.decoder, conversation)
+            if other is None or _is_about(conversation, other):
+                return replace(refusal, remedy=_wire_remedy(backend.settings.deployment, stated, wire))
+        return refusal
+
+    async def _ask(
+        self, backend: Backend, probe: UpstreamRequest, decoder: Callable[[], Decoder], conversation: str
+    ) -> Refusal | None:
         """What the backend refuses the probe with; None: it answers."""
         adaptation = Adaptation(backend, probe)
         while True:
             opened = await backend.open(adaptation.request, "ready")
-            refusal = opened if isinstance(opened, Refusal) else await _refusal_in(opened)
+            refusal = opened if isinstance(opened, Refusal) else await _refusal_in(opened, decoder())
             if refusal is not None and adaptation.repeat_without(refusal):
                 continue
-            if refusal is None or _is_about_the_conversation(refusal):
+            if refusal is None or _is_about(conversation, refusal):
                 adaptation.remember()
                 return refusal
             return without_blame(refusal, probe)
@@ -167,9 +235,8 @@ class Readiness:
         return Finding(name, model, True, True, True, False, code, remedy, reason)
 
 
-async def _refusal_in(answer: Answer) -> Refusal | None:
+async def _refusal_in(answer: Answer, decoder: Decoder) -> Refusal | None:
     """What is wrong with an answer that has begun; None where its first output, or its end, is understood."""
-    decoder = TextDecoder()
     try:
         while True:
             chunk = await answer.read()
@@ -185,14 +252,31 @@ async def _refusal_in(answer: Answer) -> Refusal | None:
 
 
 def _is_bad_request(refusal: Refusal) -> bool:
-    return refusal.problem.code == INVALID_REQUEST.code and _code(refusal) != _NO_CHAT
+    return refusal.problem.code == INVALID_REQUEST.code and _code(refusal) != _WRONG_OPERATION
 
 
-def _is_about_the_conversation(refusal: Refusal) -> bool:
-    """Whether a request was refused for its conversation, after all else was checked."""
+def _is_about(conversation: str, refusal: Refusal) -> bool:
+    """Whether a request was refused for its conversation, in this parameter, after all else was checked."""
     if not _is_bad_request(refusal) or not isinstance(refusal.error, dict | list):
         return False
-    return any(map(_ABOUT_THE_CONVERSATION.search, UpstreamError(refusal.error).statements))
+    error = UpstreamError(refusal.error)
+    return conversation in error.parameters or any(map(_ABOUT_THE_CONVERSATION.search, error.statements))
+
+
+def _may_lack_the_wire(refusal: Refusal) -> bool:
+    """Whether the deployment may have another API than the one that it was asked by."""
+    if refusal.problem.code in (INVALID_REQUEST.code, NOT_CONFIGURED.code):
+        return isinstance(refusal.error, dict | list)
+    missing = refusal.problem.code == MODEL_NOT_FOUND.code and isinstance(refusal.error, dict | list)
+    return missing and any(map(_ABOUT_THE_WIRE.search, UpstreamError(refusal.error).statements))
+
+
+def _wire_remedy(deployment: str, stated: Wire, wire: Wire) -> str:
+    return (
+        f'The deployment {deployment} does not have the wire "{stated}" ({_APIS[stated].name}), but "{wire}" '
+        f'({_APIS[wire].name}): set "wire": "{wire}" for it in the app setting AZURE_OPENAI_BACKENDS; Terraform: '
+        "open_ai_instances[].models[].wire."
+    )
 
 
 def _code(refusal: Refusal) -> object:
@@ -201,6 +285,7 @@ def _code(refusal: Refusal) -> object:
 
 def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Settings) -> str:
     deployment, identity = backend.settings.deployment, settings.identity
+    api = _APIS[backend.settings.wire].name
     if refusal.remedy is not None:
         return refusal.remedy
     match problem.code:
@@ -233,22 +318,22 @@ def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Sett
                 "AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS, or create it: Terraform variable "
                 "open_ai_instances[].models. A new deployment takes some minutes to appear."
             )
-        case INVALID_REQUEST.code if _code(refusal) == _NO_CHAT:
+        case INVALID_REQUEST.code if _code(refusal) == _WRONG_OPERATION:
             return (
-                f"The deployment {deployment} is of a model that has no chat completions: name another one in the app "
-                "setting AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS."
+                f"The deployment {deployment} is of a model that has no {api}: name another one in the app setting "
+                "AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS."
             )
         case INVALID_REQUEST.code if not isinstance(refusal.error, dict | list):
             return _ADDRESS_REMEDY
         case INVALID_REQUEST.code:
             return (
                 f"The deployment {deployment} refuses even a request with one short message: check that it is a model "
-                "with chat completions, or name another one in the app setting AZURE_OPENAI_DEPLOYMENTS or "
+                f"with {api}, or name another one in the app setting AZURE_OPENAI_DEPLOYMENTS or "
                 "AZURE_OPENAI_BACKENDS."
             )
         case NOT_CONFIGURED.code:
             return (
-                "There is no chat completions endpoint at this address: check AZURE_OPENAI_ENDPOINT or "
+                f"There is no {api} endpoint at this address: check AZURE_OPENAI_ENDPOINT or "
                 "AZURE_OPENAI_BACKENDS; it must be an Azure OpenAI account's address or end in /v1."
             )
         case RATE_LIMITED.code:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +28,12 @@ AZURE_HOSTS: Final = (
     ".openai.azure.cn",
     ".cognitiveservices.azure.cn",
 )
+
+
+# The upstream API that a deployment is asked by, where the caller does not choose it (`POST /stream`).
+Wire = Literal["chat", "responses", "embeddings"]
+WIRES: Final[tuple[Wire, ...]] = get_args(Wire)
+TEXT_WIRES: Final[tuple[Wire, ...]] = ("chat", "responses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class BackendSettings:
     """One model deployment on one account.
 
     `endpoint` ends in a slash and is the base address of the OpenAI API (`…/openai/v1/`); `model` is the name that
-    callers use; a lower `priority` is tried first.
+    callers use; a lower `priority` is tried first. `wire` is the API that the deployment is stated to have.
     """
 
     name: str
@@ -59,6 +65,7 @@ class BackendSettings:
     deployment: str
     model: str
     priority: int = 1
+    wire: Wire = "chat"
 
     @property
     def both_limits(self) -> bool:
@@ -107,8 +114,9 @@ class Settings:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that callers may ask for, the default one first, each once."""
-        return tuple(dict.fromkeys(backend.model for backend in self.backends))
+        """The models that callers may ask for, each once: those of text first, as the default one is one of these."""
+        in_order = sorted(self.backends, key=lambda backend: backend.wire not in TEXT_WIRES)
+        return tuple(dict.fromkeys(backend.model for backend in in_order))
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
@@ -155,6 +163,7 @@ class _BackendEntry(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
     name: str | None = None
     priority: int = 1
+    wire: str = "chat"
 
 
 class _Parser:
@@ -239,7 +248,7 @@ class _Parser:
             self.add_error(
                 setting,
                 'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, '
-                f'each with "model", "name" and "priority" if wanted{where}.',
+                f'each with "model", "name", "priority" and "wire" if wanted{where}.',
             )
             return ()
         backends: list[BackendSettings] = []
@@ -255,6 +264,7 @@ class _Parser:
                     )
             if not 0 <= entry.priority <= 1000:
                 self.add_error(f"{setting}[{position}].priority", "must be from 0 to 1000; the lowest is tried first.")
+            wire = self._wire(f"{setting}[{position}].wire", entry.wire.strip())
             if endpoint is None:
                 continue
             host = urlsplit(endpoint).hostname or ""
@@ -266,10 +276,25 @@ class _Parser:
             if name in names:
                 self.add_error(f"{setting}[{position}].name", "is there twice; give each backend a name of its own.")
             names.add(name)
-            backends.append(BackendSettings(name, endpoint, deployment, model, entry.priority))
+            if any(it.model == model and (it.wire in TEXT_WIRES) != (wire in TEXT_WIRES) for it in backends):
+                self.add_error(
+                    f"{setting}[{position}].model",
+                    'names a model of embeddings and one of text alike: give one another name, or correct its "wire".',
+                )
+            backends.append(BackendSettings(name, endpoint, deployment, model, entry.priority, wire))
         if not entries:
             self.add_error(setting, "must name at least one deployment.")
         return tuple(backends)
+
+    def _wire(self, setting: str, text: str) -> Wire:
+        for wire in WIRES:
+            if text == wire:
+                return wire
+        self.add_error(
+            setting,
+            "must be the API that the deployment has: chat (chat completions, the default), responses or embeddings.",
+        )
+        return "chat"
 
     def _endpoint(self, setting: str, text: str) -> str | None:
         """The API's base address: the bare address of an account gets `/openai/v1/`, any other must end in `/v1`."""

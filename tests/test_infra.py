@@ -461,6 +461,7 @@ def test_relay_accepts_the_backends_that_terraform_writes() -> None:
         "deployment": "gpt-5.4-mini",
         "model": "gpt-5.4-mini",
         "priority": 2,
+        "wire": "responses",
     }
     assert sorted(members) == sorted(sample)
     settings = Settings.read(
@@ -470,7 +471,8 @@ def test_relay_accepts_the_backends_that_terraform_writes() -> None:
             "IDENTITY_ENDPOINT": "http://localhost:8081/msi/token",
         }
     )
-    assert [(backend.name, backend.priority) for backend in settings.backends] == [("two/gpt-5.4-mini", 2)]
+    (backend,) = settings.backends
+    assert (backend.name, backend.priority, backend.wire) == ("two/gpt-5.4-mini", 2, "responses")
     assert settings.api_key is None
     assert settings.identity is not None
     assert settings.identity.client_id == "00000000-0000-0000-0000-000000000005"

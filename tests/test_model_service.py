@@ -473,6 +473,7 @@ HARMLESS = [
     "double-finish",
     "empty-content",
     "null-content",
+    "reasoning",
     "escaped",
     "surrogates",
     "surrogates+split-3",
@@ -500,12 +501,13 @@ async def test_rare_but_correct(service: ModelService, http: aiohttp.ClientSessi
         "escaped": b"\\ud83c\\udf3f",
         "async-filter": b"content_filter_offsets",
         "null-content": b'"content":null',
+        "reasoning": b'"delta":{"reasoning_content":"Let me "}',
     }
     for part in name.split("+"):
         assert marks.get(part, b"") in body
     if name.startswith(("no-role", "no-filter")):
         assert len(events) == len(plain) - 1
-    if name in ("double-finish", "empty-content", "null-content", "surrogates"):
+    if name in ("double-finish", "empty-content", "null-content", "reasoning", "surrogates"):
         assert len(events) > len(plain)
     assert service.requests[0].ended == "complete"
 

@@ -107,6 +107,7 @@ run "same_model_on_two_accounts" {
             name                   = "gpt-5.4-nano"
             deployment_name        = "small"
             public_name            = "nano"
+            wire                   = "responses"
             sku                    = "DataZoneStandard"
             capacity               = 7
             rai_policy_name        = "async"
@@ -123,7 +124,7 @@ run "same_model_on_two_accounts" {
   }
 
   assert {
-    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "two/gpt-5.4-mini", endpoint = "https://two.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1 }, { name = "one/gpt-5.4-mini", endpoint = "https://one.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 7 }, { name = "one/small", endpoint = "https://one.openai.azure.com/", deployment = "small", model = "nano", priority = 7 }]
+    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "two/gpt-5.4-mini", endpoint = "https://two.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1, wire = "chat" }, { name = "one/gpt-5.4-mini", endpoint = "https://one.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 7, wire = "chat" }, { name = "one/small", endpoint = "https://one.openai.azure.com/", deployment = "small", model = "nano", priority = 7, wire = "responses" }]
     error_message = "AZURE_OPENAI_BACKENDS has other deployments, or another order, than open_ai_instances."
   }
 

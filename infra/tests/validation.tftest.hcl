@@ -308,6 +308,16 @@ run "model_sku" {
   expect_failures = [var.open_ai_instances]
 }
 
+run "model_wire" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", wire = "completions" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
 run "model_capacity" {
   command = plan
 

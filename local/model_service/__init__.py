@@ -11,6 +11,7 @@ A deployment's name can have a meaning:
 | `paced-by-hand…` | each token waits for `release()` or `POST /control/release` |
 | `o3…`, `…reasoning…` | a reasoning model: rejects `temperature`, `top_p` and `max_tokens` |
 | `…embedding…` | an embedding model: answers on its own API only |
+| `…codex…` | a model that has the Responses API and no chat completions |
 | `…missing…` | 404, code DeploymentNotFound |
 | any other | answers |
 

@@ -29,6 +29,11 @@ def is_embedding(deployment: str) -> bool:
     return "embedding" in deployment
 
 
+def has_chat(deployment: str) -> bool:
+    """Whether the deployment runs a model that has chat completions: Codex models have the Responses API only."""
+    return not is_embedding(deployment) and "codex" not in deployment
+
+
 def is_generative(deployment: str) -> bool:
     """Whether the deployment runs a model that generates text, and nothing else."""
     return bool(re.match(r"gpt-|o\d", deployment))

@@ -87,6 +87,10 @@ class Reply(ABC):
         """An event with this text that counts as no token."""
         raise NotImplementedError
 
+    def reasoning_event(self, text: str) -> Event:
+        """An event with a part of the reasoning, beside the text, that counts as no token."""
+        raise NotImplementedError
+
     def raw_text_event(self, literal: bytes) -> Event:
         """An event whose text is written as this JSON string literal, valid or not."""
         raise NotImplementedError

@@ -1,4 +1,5 @@
-"""What passes from the decoder of an answer to its encoder: `Text` or `Verbatim`, then one `Done` or `Failed`."""
+"""What passes from the decoder of an answer to its encoder: `Text`, `Reasoning` or `Verbatim`, then one `Done` or
+`Failed`."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +17,15 @@ class Text:
     """
 
     json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning(Text):
+    """A part of the summary of a model's reasoning, or of the reasoning itself, as one JSON string.
+
+    It is no part of the answer, and output only where the caller is sent it at once: until then another backend may
+    take over.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +60,15 @@ class Failed:
     """The answer ended without being complete; `reason` is for the log, never for the caller.
 
     `error` is the upstream's error as it came, where there was one; it goes nowhere.
-    `passed_on`: the event by which the model service ended it was passed on, so that the caller knows.
+    `event` is the data of the event by which the model service ended it, where that is passed on, with the error as
+    the problem has it.
     """
 
     problem: Problem
     reason: str
     usage: Usage | None = None
     error: object = field(default=None, repr=False, compare=False)
-    passed_on: bool = False
+    event: bytes | None = field(default=None, repr=False)
 
 
 Event = Text | Done | Failed
@@ -125,3 +136,7 @@ class Encoder(Protocol):
     def failed(self, failed: Failed, request_id: str) -> bytes | None:
         """The end of a failed answer; None where only breaking the connection can express it."""
         ...
+
+    def restart(self) -> None:
+        """Drop what is collected of an answer that failed before its first output, since another one may follow."""
+        return

@@ -22,15 +22,15 @@ from relay.problems import (
     UPSTREAM_TIMEOUT,
     Problem,
 )
-from relay.settings import Settings
-from relay.streaming.events import AnswerTooLongError, Decoder, Done, Encoder, Event, Failed, Text
+from relay.settings import Settings, Wire
+from relay.streaming.call import UpstreamCall
+from relay.streaming.events import AnswerTooLongError, Decoder, Done, Encoder, Event, Failed, Reasoning, Text
 from relay.streaming.watchdog import Watchdog
 from relay.telemetry import Record, error_location, report
 from relay.upstream.answer import Answer
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend, Failover
 from relay.upstream.refused_additions import without_blame
-from relay.upstream.request import UpstreamRequest
 from relay.usage import Usage
 
 _TERMINAL_EVENT_TIMEOUT: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
@@ -79,12 +79,8 @@ class Caller(Protocol):
 class StreamedRequest(Protocol):
     """What a stream needs of the parsed request (`relay.wires.wire.WireRequest`)."""
 
-    def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
-        """The request to the model service."""
-        ...
-
-    def decoder(self) -> Decoder:
-        """A new decoder for one upstream answer."""
+    def on(self, wire: Wire) -> UpstreamCall:
+        """The request as a deployment with this wire is asked it."""
         ...
 
 
@@ -100,11 +96,11 @@ class Stream:
     ) -> None:
         self._caller = caller
         self._failover = failover
-        self._request = request.upstream_request(max_output_tokens=settings.max_output_tokens)
-        self._new_decoder = request.decoder
+        self._on_wire = request.on
+        self._settings = settings
+        self._use_wire(failover.wire)
         self._decoder = self._new_decoder()
         self._encoder = encoder
-        self._settings = settings
         self._record = Record(caller.request_id, caller.invocation_id, failover.model, self._request.operation)
         self._loop = asyncio.get_running_loop()
         # The outcome of the commit: a failure that keeps its HTTP status, a whole document, or None for a stream.
@@ -129,6 +125,13 @@ class Stream:
         )
         self._task = self._loop.create_task(self._run())
         self._disconnect_task: asyncio.Task[None] | None = self._loop.create_task(self._watch_for_disconnect())
+
+    def _use_wire(self, wire: Wire) -> None:
+        """Ask by this upstream wire from now on."""
+        call = self._on_wire(wire)
+        self._wire = wire
+        self._request = call.upstream_request(max_output_tokens=self._settings.max_output_tokens)
+        self._new_decoder = call.decoder
 
     async def respond(self) -> Response:
         """Wait for the commit: the first output, a refusal, or the end of the time that the model service is given."""
@@ -215,6 +218,8 @@ class Stream:
     async def _relay_answer(self) -> Done | Failed:
         """One pass over the backends, until one answers. Writes all output, but not the terminal event."""
         while (backend := self._failover.next()) is not None:
+            if backend.settings.wire != self._wire:
+                self._use_wire(backend.settings.wire)
             self._record.backend = backend.settings.name
             self._record.attempts = self._failover.attempts
             opened = await self._open(backend)
@@ -228,6 +233,7 @@ class Stream:
                 if self._output_begun:
                     return terminal
                 self._abort_answer()
+                self._encoder.restart()
                 opened = Refusal(self._problem_before_output(terminal), terminal.reason, error=terminal.error)
             if self._failover.repeat_without(opened):
                 self._record.refusals.append(f"{backend.settings.name}: {opened.reason}; repeated without an addition")
@@ -292,8 +298,10 @@ class Stream:
                 for event in feed(chunk):
                     if not isinstance(event, Text):
                         return event
-                    self._pending += encode(event)
-                    self._note_output()
+                    content = encode(event)
+                    self._pending += content
+                    if content or not isinstance(event, Reasoning):
+                        self._note_output()
             if decoder.progress != progress and not self._pending:
                 watchdog.last_received = self._loop.time()
             if broken is not None:
@@ -311,8 +319,10 @@ class Stream:
         for event in events:
             if not isinstance(event, Text):
                 return event
-            self._pending += self._encoder.text(event)
-            self._note_output()
+            content = self._encoder.text(event)
+            self._pending += content
+            if content or not isinstance(event, Reasoning):
+                self._note_output()
         raise AssertionError("the last event is the terminal one")
 
     async def _with_late_usage(self, done: Done, answer: Answer, decoder: Decoder) -> Done:
@@ -394,7 +404,7 @@ class Stream:
             if content:
                 await self._write(content)
             return  # without the end of the body: the connection breaks off
-        broken = isinstance(terminal, Failed) and self._encoder.breaks_off and not terminal.passed_on
+        broken = isinstance(terminal, Failed) and self._encoder.breaks_off and terminal.event is None
         await self._write(content + last, last=not broken)
 
     def _record_outcome(self, terminal: Done | Failed | None) -> None:

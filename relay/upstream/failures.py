@@ -306,7 +306,7 @@ def classify(
     else:
         reason = f"the model service answered {status}, code {code}"
     if problem is CONTENT_FILTER:
-        problem = problem.with_content_filter(filtered_categories(_filter_results(members)))
+        problem = problem.with_content_filter(filtered_categories(filter_results(members)))
     elif problem is INVALID_REQUEST:
         problem = _bad_request(members, fields or {})
     elif problem is CONTEXT_LENGTH_EXCEEDED or problem is BODY_TOO_LARGE:
@@ -408,7 +408,8 @@ def _shown(members: dict[str, Any]) -> dict[str, Any]:
 
 def _bad_request(error: dict[str, Any], fields: Mapping[str, str]) -> Problem:
     problem = INVALID_REQUEST.with_detail("The model refused the request.").with_upstream_error(_shown(error))
-    field = fields.get(_word(error.get("param")))
+    param = _word(error.get("param"))
+    field = fields.get(param) or fields.get(_MEMBER_OF.sub("", param))
     if field is None:
         return problem
     return problem.with_errors(FieldError(field, "is not accepted by this model; leave it out or change it"))
@@ -431,8 +432,8 @@ def filtered_categories(results: dict[str, Any]) -> dict[str, Any]:
     return categories
 
 
-def _filter_results(error: dict[str, Any]) -> dict[str, Any]:
-    """The content filter's results on the prompt, out of the error object that refuses it.
+def filter_results(error: dict[str, Any]) -> dict[str, Any]:
+    """The content filter's results, out of the error object that refuses a prompt, or of a response.
 
     The Responses API has them in a list, `content_filters`, with an element for each part that was checked.
     """
@@ -453,6 +454,7 @@ def printable_code(code: str) -> str:
 _CATEGORY: Final = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _MAX_CATEGORIES: Final = 50
 _CODE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_MEMBER_OF: Final = re.compile(r"[.\[].*", re.DOTALL)  # what follows the name of the parameter in `messages[0].content`
 _THREE_DIGITS: Final = re.compile(r"[0-9]{3}")
 _MODEL: Final = re.compile(r"\b(?:model|deployment)s?\b|^(?:model|deployment)", re.IGNORECASE)
 

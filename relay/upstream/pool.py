@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from relay import telemetry
 from relay.problems import (
+    INVALID_REQUEST,
     MODEL_NOT_FOUND,
     NOT_CONFIGURED,
     RATE_LIMITED,
@@ -29,7 +30,7 @@ from relay.problems import (
     FieldError,
     Problem,
 )
-from relay.settings import NO_KEY, BackendSettings, Settings, SettingsError
+from relay.settings import NO_KEY, TEXT_WIRES, BackendSettings, Settings, SettingsError, Wire
 from relay.upstream.answer import Answer
 from relay.upstream.environment import remove_client_settings
 from relay.upstream.failures import Refusal
@@ -54,6 +55,13 @@ _REFUSED_FOR: Final = 3600.0  # seconds for which a deployment is remembered to 
 _MAX_REPEATS: Final = 4  # of one request to one backend; each takes back another addition
 
 _REMEMBERED_RESPONSES: Final = 4096  # about 1 MB at most
+
+_OF_EMBEDDINGS: Final = INVALID_REQUEST.with_errors(
+    FieldError(
+        "model",
+        "is a model of embeddings: send it to POST /v1/embeddings, or name a model of text out of GET /v1/models",
+    )
+)
 
 
 class Backend:
@@ -237,7 +245,7 @@ class Failover:
     """One request's pass over the backends of its model. `attempts` counts the requests that were sent.
 
     `response_id` is that of a response which the request names: the backends on its account, by `accounts`, are asked
-    first.
+    first. `wire` is that of the backend asked now, and before that of the first one given.
     """
 
     _turns = itertools.count(1)
@@ -250,6 +258,7 @@ class Failover:
         response_id: str | None = None,
     ) -> None:
         self.model = model
+        self.wire: Wire = backends[0].settings.wire if backends else "chat"
         self._remaining = backends
         self._accounts = accounts or ResponseAccounts()
         self._preferred = self._accounts.get(response_id)
@@ -280,6 +289,7 @@ class Failover:
             return None
         backend = self.backend = min(candidates, key=self._rank)
         self._remaining.remove(backend)
+        self.wire = backend.settings.wire
         self._trial = backend.begin(next(self._turns))
         self._tried = self._tried or self._trial
         self._adaptation = None
@@ -388,15 +398,25 @@ class BackendPool:
         """Every backend, grouped by model in the settings' order."""
         return [backend for backends in self._backends.values() for backend in backends]
 
-    def failover(self, model: ModelName, response_id: str | None = None) -> Failover | Problem:
-        """The pass over the backends of `model`, or over all accounts; `response_id`: see `Failover`."""
+    def failover(
+        self, model: ModelName, response_id: str | None = None, wires: tuple[Wire, ...] = TEXT_WIRES
+    ) -> Failover | Problem:
+        """The pass over the backends of `model`, or over all accounts; `response_id`: see `Failover`.
+
+        `wires` are those that the request can be sent by. A model's backends that are stated to have one of them are
+        asked; where it has none, all are, and the model service tells whether it has that API all the same. Only a
+        model of embeddings is known to have nothing else.
+        """
         if model is Accounts.EVERY:
             return Failover(None, list(self._account_backends), self._response_accounts, response_id)
         model = model or self.models[0]
         backends = self._backends.get(model)
         if not backends:
             return MODEL_NOT_FOUND
-        return Failover(model, list(backends), self._response_accounts, response_id)
+        able = [backend for backend in backends if backend.settings.wire in wires]
+        if not able and backends[0].settings.wire == "embeddings":
+            return _OF_EMBEDDINGS
+        return Failover(model, able or list(backends), self._response_accounts, response_id)
 
     async def connect(self) -> None:
         """Create the clients; returns at once but for the first requests, which wait for the import."""

@@ -154,7 +154,8 @@ class UpstreamRequest:
     were made of a caller's field of another name to that field, so that an error can name it. `not_found` is what the
     status 404 means, where it is not the deployment or the address that is missing. `operation` is its name in the
     record (`gen_ai.operation.name`). `creates_response`: the account keeps the answer under its id, and later requests
-    that name it go there. `counts_usage`: False where the tokens are in another request's record.
+    that name it go there. `counts_usage`: False where the tokens are in another request's record, or none are spent.
+    `image_bytes`: how much of the prompt is images, whose length tells nothing of their tokens.
     """
 
     path: str
@@ -167,6 +168,7 @@ class UpstreamRequest:
     operation: str = "chat"
     creates_response: bool = False
     counts_usage: bool = True
+    image_bytes: int = 0
 
     def without(self, refused: Refused, *, both_limits: bool = False) -> Self:
         """The same request for a deployment that refuses these of its additions."""
@@ -181,7 +183,7 @@ class UpstreamRequest:
         """An estimate for an answer whose usage was never received: a token of a prompt is about four bytes."""
         parameters = self.parameters or {}
         prompt = [parameters[name] for name in _PROMPT if name in parameters] or [None]
-        return sum(len(msgspec.json.encode(part)) for part in prompt) // 4
+        return (sum(len(msgspec.json.encode(part)) for part in prompt) - self.image_bytes) // 4
 
 
 _PROMPT: Final = ("messages", "instructions", "input")  # the parameters that hold the prompt

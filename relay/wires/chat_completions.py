@@ -5,11 +5,12 @@ this app's own.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 from msgspec import Raw
 
 from relay.problems import Problem
+from relay.settings import Wire
 from relay.streaming.events import Decoder, Done, Encoder, Failed, Text, Verbatim
 from relay.upstream.request import OUTPUT_LIMITS, UpstreamRequest, chat_additions
 from relay.wires.chat_decoders import DocumentDecoder, VerbatimDecoder
@@ -36,6 +37,11 @@ class ChatCompletionRequest:
     output_limits: dict[str, int]
     choices: int
     response_id: None = None
+    wires: ClassVar[tuple[Wire, ...]] = ("chat",)
+
+    def on(self, wire: Wire) -> Self:
+        """The same for every deployment."""
+        return self
 
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service."""
@@ -85,7 +91,7 @@ def parse(body: bytes, deployment: str | None = None) -> ChatCompletionRequest |
     return problem_of(reader, look_alikes) or request
 
 
-class EventEncoder:
+class EventEncoder(Encoder):
     """OpenAI's event stream: the upstream's events as they came, the usage only for a caller who asked for it.
 
     A failure midway is an event with an error object and then a broken transfer: the OpenAI client for .NET skips such
@@ -113,7 +119,7 @@ class EventEncoder:
         return b"data: %b\n\n" % failed.problem.openai_document(request_id)
 
 
-class DocumentEncoder:
+class DocumentEncoder(Encoder):
     """OpenAI's document, as the upstream wrote it."""
 
     media_type = "application/json"

@@ -7,13 +7,14 @@ error in it (`relay.upstream.failures`). Sources: OpenAI's API reference, "Chat 
 """
 
 import json
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
 
 from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
-from relay.streaming.events import Done, Event, Failed, Text, Verbatim
+from relay.streaming.events import Done, Event, Failed, Verbatim
 from relay.upstream.ending import Ending
 from relay.upstream.failures import filtered_categories, find_error, is_failed_finish
 from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError
@@ -25,6 +26,7 @@ from relay.wires.decoding import (
     OF_JSON,
     UNREADABLE,
     EventStreamDecoder,
+    Output,
     WholeDocumentDecoder,
     as_raw,
     event_name,
@@ -32,6 +34,7 @@ from relay.wires.decoding import (
     is_document,
     is_event_stream,
     short_name,
+    valid_utf8,
     without_marker,
 )
 
@@ -85,6 +88,23 @@ class _Chunk(Struct, gc=False):
     error_message: Any = None
 
 
+class _ReasoningDelta(_Delta, gc=False):
+    """With the reasoning that some servers send beside the answer: DeepSeek, vLLM and SGLang under the first name, and
+    OpenRouter, Ollama and newer versions of vLLM under the second."""
+
+    reasoning_content: Raw = Raw(b"null")
+    reasoning: Raw = Raw(b"null")
+
+
+class _ReasoningChoice(_Choice, gc=False):
+    delta: _ReasoningDelta | None = None
+    message: _ReasoningDelta | None = None
+
+
+class _ReasoningChunk(_Chunk, gc=False):
+    choices: list[_ReasoningChoice] | None = None  # type: ignore[assignment]  # only read, so that it may be narrower
+
+
 class _AnyChoice(Struct, gc=False):
     """A choice of which only the presence of output in its delta matters."""
 
@@ -106,6 +126,7 @@ class _AnyChunk(Struct, gc=False):
 
 
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_decode_reasoning_chunk: Final = msgspec.json.Decoder(_ReasoningChunk).decode
 _decode_any_chunk: Final = msgspec.json.Decoder(_AnyChunk).decode
 _NULL: Final = b"null"
 _EMPTY: Final = b'""'
@@ -351,20 +372,20 @@ class _StreamDecoder(EventStreamDecoder):
 
 
 class TextDecoder(_StreamDecoder):
-    """Decodes a streamed chat completion into its text."""
+    """Decodes a streamed chat completion into its text; `reasoning`: and into the reasoning that is sent beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reasoning: bool = False) -> None:
         super().__init__()
-        self._text: list[bytes] = []
+        self._output = Output()
+        self._reasoning = reasoning
+        self._decode_chunk: Callable[[bytes], _Chunk] = _decode_reasoning_chunk if reasoning else _decode_chunk
 
     def _collect(self, events: list[Event], terminal: Done | Failed | None) -> None:
-        if self._text:
-            events.append(_joined(self._text))
-            self._text = []
+        events += self._output.take()
 
     def _chunk(self, data: bytes) -> Failed | None:
         try:
-            chunk = _decode_chunk(data)
+            chunk = self._decode_chunk(data)
         except UNREADABLE:
             return self._inspect(data)
         choices = chunk.choices
@@ -391,6 +412,8 @@ class TextDecoder(_StreamDecoder):
             if delta is None and not self.deltas:
                 delta = choice.message  # a whole answer in an event
             if delta is not None:
+                if self._reasoning:
+                    self._read_reasoning(delta)
                 for string in (delta.content, delta.refusal):
                     text = bytes(string)
                     if text in (_NULL, _EMPTY):
@@ -402,7 +425,7 @@ class TextDecoder(_StreamDecoder):
                         if not parts:
                             continue
                         text = parts
-                    self._text.append(text if text.isascii() else _valid_utf8(text))
+                    self._output.strings.append(text if text.isascii() else valid_utf8(text))
                     self.deltas += 1
             if choice.finish_reason:
                 if (failed := self._finish(0, choice.finish_reason)) is not None:
@@ -411,6 +434,15 @@ class TextDecoder(_StreamDecoder):
                     categories = filtered_categories(_json_object(bytes(choice.content_filter_results)))
                     self.content_filter = categories or self.content_filter or {}
         return None
+
+    def _read_reasoning(self, delta: _Delta) -> None:
+        """What the delta has of the reasoning, under one of its names."""
+        names = (delta.reasoning_content, delta.reasoning) if isinstance(delta, _ReasoningDelta) else ()
+        found = next((text for raw in names if (text := bytes(raw))[:1] == b'"' and text != _EMPTY), None)
+        if found is None:
+            found = _thinking_parts(bytes(delta.content))
+        if found:
+            self._output.add_reasoning(found)
 
 
 class VerbatimDecoder(_StreamDecoder):
@@ -558,7 +590,7 @@ class DocumentDecoder(WholeDocumentDecoder):
         if failed is not None:
             return self._error({"code": failed})
         self.finish_reason = reasons[0][:MAX_NAME_LENGTH] if reasons else None
-        return Done(self.finish_reason, self.model, self.usage, self.id, document=_valid_utf8(content))
+        return Done(self.finish_reason, self.model, self.usage, self.id, document=valid_utf8(content))
 
     def _assembled(self, content: bytes) -> Done | Failed:
         """The document in an event, or the one that events add up to."""
@@ -612,13 +644,6 @@ def _usage(counts: Any) -> Usage | None:
         return None
 
 
-def _joined(strings: list[bytes]) -> Text:
-    """The JSON strings as one: concatenated, without the quotation marks between them."""
-    if len(strings) == 1:
-        return Text(strings[0])
-    return Text(b'"%b"' % b"".join([string[1:-1] for string in strings]))
-
-
 def _text_parts(content: bytes) -> bytes | None:
     """The texts of a content that is a list of parts, as one JSON string; None where it is none.
 
@@ -637,6 +662,24 @@ def _text_parts(content: bytes) -> bytes | None:
     return json.dumps(text).encode() if text else b""
 
 
+def _thinking_parts(content: bytes) -> bytes:
+    """The thinking in such a list, as one JSON string; empty where there is none."""
+    if not content.startswith(b"["):
+        return b""
+    parts = [it for it in _json_list(content) if isinstance(it, dict) and it.get("type") == "thinking"]
+    thoughts = [it for part in parts if isinstance(part.get("thinking"), list) for it in part["thinking"]]
+    text = "".join(it["text"] for it in thoughts if isinstance(it, dict) and isinstance(it.get("text"), str))
+    return json.dumps(text).encode() if text else b""
+
+
+def _json_list(text: bytes) -> list[Any]:
+    try:
+        value = json.loads(text.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return []
+    return value if isinstance(value, list) else []
+
+
 _TEXT_PARTS: Final = (None, "text", "output_text")
 
 
@@ -646,15 +689,6 @@ def _json_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _valid_utf8(text: bytes) -> bytes:
-    """The same with U+FFFD for bytes that are not UTF-8, as the standard decodes an event stream."""
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return text.decode(errors="replace").encode()
-    return text
 
 
 def _index(index: Any) -> int:
@@ -687,7 +721,10 @@ def _lenient_choice(choice: dict[str, Any]) -> _Choice:
 
 
 def _lenient_delta(delta: Any) -> _Delta | None:
-    return _Delta(as_raw(delta.get("content")), as_raw(delta.get("refusal"))) if isinstance(delta, dict) else None
+    if not isinstance(delta, dict):
+        return None
+    names = ("content", "refusal", "reasoning_content", "reasoning")
+    return _ReasoningDelta(**{name: as_raw(delta.get(name)) for name in names})
 
 
 def _lenient_choices(document: dict[str, Any]) -> list[_AnyChoice]:

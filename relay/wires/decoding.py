@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Raw
 
 from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
-from relay.streaming.events import Done, Event, Failed
+from relay.streaming.events import Done, Event, Failed, Reasoning, Text
 from relay.upstream.ending import Judgement
 from relay.upstream.failures import classify, find_error
 from relay.upstream.sse import NamedEvent, SSEDecoder
@@ -78,6 +78,38 @@ class EventStreamDecoder:
 
     def _failed(self, reason: str, problem: Problem = UPSTREAM_ERROR) -> Failed:
         return Failed(problem, reason, self.usage)
+
+
+class Output:
+    """The text of an answer and its reasoning that were read since the last time, in order, as JSON strings.
+
+    `strings`: the text since the last reasoning; what arrived together goes out together.
+    """
+
+    def __init__(self) -> None:
+        self.strings: list[bytes] = []
+        self._events: list[Event] = []
+
+    def add_reasoning(self, string: bytes) -> None:
+        self._end_text()
+        self._events.append(Reasoning(valid_utf8(string)))
+
+    def take(self) -> list[Event]:
+        self._end_text()
+        events, self._events = self._events, []
+        return events
+
+    def _end_text(self) -> None:
+        if self.strings:
+            self._events.append(_joined(self.strings))
+            self.strings = []
+
+
+def _joined(strings: list[bytes]) -> Text:
+    """The JSON strings as one: concatenated, without the quotation marks between them."""
+    if len(strings) == 1:
+        return Text(strings[0])
+    return Text(b'"%b"' % b"".join([string[1:-1] for string in strings]))
 
 
 class WholeDocumentDecoder:
@@ -152,6 +184,17 @@ def event_name(data: bytes) -> bytes:
 def short_name(value: object) -> str | None:
     """One of the upstream's own names, as much of it as is kept; None where it is no text."""
     return value[:MAX_NAME_LENGTH] if isinstance(value, str) else None
+
+
+def valid_utf8(text: bytes) -> bytes:
+    """The same with U+FFFD for bytes that are not UTF-8, as the standard decodes an event stream."""
+    if text.isascii():
+        return text
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return text.decode(errors="replace").encode()
+    return text
 
 
 def as_raw(value: object) -> Raw:

@@ -1,12 +1,13 @@
 """`POST /v1/embeddings`: OpenAI's API, passed through but for the model's name (OpenAI API reference, "Embeddings")."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final, Self
 
 import msgspec
 from msgspec import Raw, Struct
 
 from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, FieldError, Problem
+from relay.settings import Wire
 from relay.streaming.events import Decoder, Done, Encoder, Event, Failed
 from relay.upstream.request import ModelName, UpstreamRequest
 from relay.usage import Usage
@@ -27,6 +28,11 @@ class EmbeddingRequest:
     members: dict[str, Raw]
     model: ModelName
     response_id: str | None = None
+    wires: ClassVar[tuple[Wire, ...]] = ("embeddings",)
+
+    def on(self, wire: Wire) -> Self:
+        """The same for every deployment."""
+        return self
 
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service; there is no output to limit."""

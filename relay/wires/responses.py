@@ -8,12 +8,13 @@ Source: OpenAI API reference, "Responses".
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal, Self
 from urllib.parse import urlencode
 
 from msgspec import Raw
 
 from relay.problems import INVALID_REQUEST, RESPONSE_NOT_FOUND, FieldError, Problem
+from relay.settings import Wire
 from relay.streaming.events import Decoder, Encoder
 from relay.upstream.request import Accounts, ModelName, UpstreamRequest, response_additions
 from relay.wires.chat_completions import DocumentEncoder
@@ -23,15 +24,19 @@ from relay.wires.responses_decoders import DocumentDecoder, EventDecoder, EventE
 
 UPSTREAM_PATH: Final = "/responses"
 
+# Operations on what a response would be made of; the last segment of their paths.
+Action = Literal["compact", "input_tokens"]
+_OPERATIONS: Final[dict[Action, str]] = {"compact": "compact_response", "input_tokens": "count_input_tokens"}
+
 _READ: Final = LookAlikes("model", "stream", "background", "max_output_tokens", "previous_response_id")
 
 
 @dataclass(frozen=True, slots=True)
 class NewResponse:
-    """The body of `POST /v1/responses`, or of `POST /v1/responses/compact`, which has no output limit.
+    """The body of `POST /v1/responses`, or of one of the operations that make no response of it (`action`).
 
     `members` are all members of the body as they stand in it; the others are those that this app reads. `response_id`
-    is the previous response, which one account has.
+    is the previous response, which one account has. Only a response has an output limit.
     """
 
     members: dict[str, Raw]
@@ -40,12 +45,23 @@ class NewResponse:
     background: bool
     max_output_tokens: int | None
     response_id: str | None
-    compact: bool = False
+    action: Action | None = None
+    wires: ClassVar[tuple[Wire, ...]] = ("responses",)
+
+    def on(self, wire: Wire) -> Self:
+        """The same for every deployment."""
+        return self
 
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service."""
-        if self.compact:
-            return UpstreamRequest(f"{UPSTREAM_PATH}/compact", {**self.members}, False, operation="compact_response")
+        if self.action is not None:
+            return UpstreamRequest(
+                f"{UPSTREAM_PATH}/{self.action}",
+                {**self.members},
+                stream=False,
+                operation=_OPERATIONS[self.action],
+                counts_usage=self.action == "compact",
+            )
         additions = response_additions(max_output_tokens=max_output_tokens, limit=self.max_output_tokens)
         parameters = {**self.members, **additions.parameters()}
         return UpstreamRequest(UPSTREAM_PATH, parameters, self.stream, additions=additions, creates_response=True)
@@ -62,7 +78,7 @@ class NewResponse:
         return EventEncoder() if self.stream else DocumentEncoder()
 
 
-def parse(body: bytes, deployment: str | None = None, *, compact: bool = False) -> NewResponse | Problem:
+def parse(body: bytes, deployment: str | None = None, *, action: Action | None = None) -> NewResponse | Problem:
     """What the body asks for, or the problem that names each field and the remedy.
 
     `deployment` is the model that the path names; the body's own is then of no effect, as it is for Azure. What this
@@ -75,18 +91,23 @@ def parse(body: bytes, deployment: str | None = None, *, compact: bool = False) 
     request = NewResponse(
         members=members,
         model=deployment or reader.string("model"),
-        stream=not compact and reader.boolean("stream"),
-        background=not compact and reader.boolean("background"),
-        max_output_tokens=None if compact else reader.positive_integer("max_output_tokens"),
+        stream=action is None and reader.boolean("stream"),
+        background=action is None and reader.boolean("background"),
+        max_output_tokens=None if action is not None else reader.positive_integer("max_output_tokens"),
         response_id=reader.string("previous_response_id"),
-        compact=compact,
+        action=action,
     )
     return problem_of(reader, _READ.find(members)) or request
 
 
 def parse_compact(body: bytes, deployment: str | None = None) -> NewResponse | Problem:
     """The same for `POST /v1/responses/compact`."""
-    return parse(body, deployment, compact=True)
+    return parse(body, deployment, action="compact")
+
+
+def parse_input_tokens(body: bytes, deployment: str | None = None) -> NewResponse | Problem:
+    """The same for `POST /v1/responses/input_tokens`."""
+    return parse(body, deployment, action="input_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +123,16 @@ class StoredResponse:
     response_id: str
     stream: bool = False
     starting_after: int = -1
+    wires: ClassVar[tuple[Wire, ...]] = ("responses",)
 
     @property
     def model(self) -> ModelName:
         """No deployment is concerned: the account is looked for."""
         return Accounts.EVERY
+
+    def on(self, wire: Wire) -> Self:
+        """The same for every account."""
+        return self
 
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
         """The request to the model service."""

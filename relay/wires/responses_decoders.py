@@ -12,10 +12,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED
-from relay.streaming.events import Done, Event, Failed, Text, Verbatim
+from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
+from relay.streaming.events import Done, Encoder, Event, Failed, Text, Verbatim
 from relay.upstream.ending import Ending
-from relay.upstream.failures import find_error
+from relay.upstream.failures import find_error, printable_code
 from relay.upstream.sse import MAX_EVENT_BYTES, EventTooLongError, SSEDecoder
 from relay.usage import Usage
 from relay.wires.decoding import (
@@ -57,7 +57,7 @@ class _Usage(Struct, gc=False):
         )
 
 
-class _Response(Struct, gc=False):
+class Response(Struct, gc=False):
     """What is read of a response object."""
 
     id: Any = None
@@ -67,26 +67,31 @@ class _Response(Struct, gc=False):
     usage: Raw = Raw(b"null")
     error: Any = None
     incomplete_details: Any = None
+    output: Raw = Raw(b"null")
+    content_filters: Raw = Raw(b"null")
 
 
-class _Event(Struct, gc=False):
-    """What is read of an event that is not passed on unread."""
+class ResponseEvent(Struct, gc=False):
+    """What is read of an event that is not passed on unread, or skipped."""
 
     type: Any = None
-    response: _Response | None = None
+    response: Response | None = None
     item: Raw = Raw(b"null")
     part: Raw = Raw(b"null")
+    delta: Raw = Raw(b"null")
+    text: Raw = Raw(b"null")
+    refusal: Raw = Raw(b"null")
 
 
 _MAX_TYPE_LENGTH: Final = 80  # bytes of an event's type
 _TYPE: Final = b'{"type":"'
 _PREFIX: Final = b"response."  # of the type of every event but `error`
 _TYPED: Final = _TYPE + _PREFIX
-_NULL: Final = b"null"
+NULL: Final = b"null"
 
 _DELTA: Final = b".delta"  # at the end of the type of an event that carries a piece of output
 _COMPLETED: Final = frozenset((b"response.completed", b"response.incomplete", b"response.cancelled"))
-_FAILED: Final = b"response.failed"
+FAILED: Final = b"response.failed"
 _ERROR: Final = b"error"
 # What these events say is that the model service has accepted the request. They are held back until there is output:
 # until then another backend may take over, and the caller must not see the start of two responses.
@@ -97,23 +102,16 @@ _ANNOUNCED: Final = frozenset(
 )
 _INCOMPLETE: Final = ("max_output_tokens", "content_filter", "incomplete")  # reasons why a response is not complete
 _FAILED_SILENTLY: Final = "the model service's response failed without an error"
-_READ: Final = _COMPLETED | _ACCEPTED | {_FAILED, _ERROR}  # whatever came before
+READ_ALWAYS: Final = _COMPLETED | _ACCEPTED | {FAILED, _ERROR}  # whatever came before
 
-_decode_event: Final = msgspec.json.Decoder(_Event).decode
+_decode_event: Final = msgspec.json.Decoder(ResponseEvent).decode
 
 
-class EventDecoder(EventStreamDecoder):
-    """Decodes the event stream of a response into events to pass on unchanged, whatever is in them.
+class ResponseStreamDecoder(EventStreamDecoder):
+    """What the two decoders of a response's event stream have in common."""
 
-    `Verbatim.events` are whole events here, with their names. `hold`: what precedes the first output is held until
-    there is output.
-    """
-
-    def __init__(self, *, hold: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._output_begun = not hold
-        self._held: list[bytes] = []
-        self._held_bytes = 0
         self._failed_silently = False
 
     @property
@@ -122,7 +120,7 @@ class EventDecoder(EventStreamDecoder):
         return isinstance(self._terminal, Done)
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that these bytes complete; those that arrived together are one `Verbatim`."""
+        """The events that these bytes complete; those that arrived together are one."""
         if self._terminal is not None:
             return []
         if not self._in_events:
@@ -133,7 +131,7 @@ class EventDecoder(EventStreamDecoder):
             return self._close(self._not_an_event(error))
         if not payloads and self._sse.within_data:
             self.progress += 1
-        return self._read_events(payloads)
+        return self._close(self._read_events(payloads))
 
     def end(self) -> list[Event]:
         """The last events, given that the body ended here; the last one is the terminal one."""
@@ -143,10 +141,10 @@ class EventDecoder(EventStreamDecoder):
             return self._close(self._document())
         self._at_end = True
         try:
-            events = self._read_events(self._sse.end())
+            terminal = self._read_events(self._sse.end())
         except EventTooLongError:
-            events = []
-        return events if self._terminal is not None else events + self._close(self._judged(Ending.CLEAN))
+            terminal = None
+        return self._close(terminal or self._judged(Ending.CLEAN))
 
     def cut(self, reason: str) -> list[Event]:
         """The same, given that nothing more can be read."""
@@ -154,19 +152,9 @@ class EventDecoder(EventStreamDecoder):
             return [self._terminal]
         return self._close(self._judged(Ending.BROKEN, reason))
 
-    def _judged(self, ending: Ending, reason: str | None = None) -> Failed:
-        if self._failed_silently:
-            return self._failed(_FAILED_SILENTLY)
-        # Only its own event completes a response, so that there is always a verdict here.
-        problem, why = self._judgement.at(ending) or (UPSTREAM_INTERRUPTED, "")
-        return self._failed(reason or why, problem)
-
     def _close(self, terminal: Done | Failed | None) -> list[Event]:
         """What is to be passed on now, and the terminal event."""
-        events: list[Event] = []
-        if self._held and (self._output_begun or isinstance(terminal, Done)):
-            events.append(Verbatim(b"", self._held))
-            self._held = []
+        events = self._collect(terminal)
         if terminal is not None:
             self._terminal = terminal
             events.append(terminal)
@@ -178,38 +166,48 @@ class EventDecoder(EventStreamDecoder):
     def _too_long(self, size: int) -> Failed | None:
         return _too_long(size)
 
+    def _judged(self, ending: Ending, reason: str | None = None) -> Failed:
+        if self._failed_silently:
+            return self._failed(_FAILED_SILENTLY)
+        # Only its own event completes a response, so that there is always a verdict here.
+        problem, why = self._judgement.at(ending) or (UPSTREAM_INTERRUPTED, "")
+        return self._failed(reason or why, problem)
+
     def _document(self) -> Done | Failed:
-        """The response that came as one document: as the events that begin and end it."""
+        """The response that came as one document."""
         decoder = DocumentDecoder()
         terminal = decoder.read(bytes(self._start))
         if isinstance(terminal, Failed) or terminal.document is None:
             return terminal
-        kind = b"response.incomplete" if decoder.finish_reason in _INCOMPLETE else b"response.completed"
         if decoder.finish_reason is None:
             return self._failed("the model service's answer is a response that goes on")
         self.id, self.model, self.usage = decoder.id, decoder.model, decoder.usage
         self.finish_reason = decoder.finish_reason
-        for number, name in enumerate((b"response.created", kind)):
-            data = b'{"type":"%b","sequence_number":%d,"response":%b}' % (name, number, terminal.document)
-            self._held.append(_frame(name, data))
-        return Done(self.finish_reason, self.model, self.usage, self.id, closed=True)
+        return self._read_document(terminal.document)
+
+    # What the two differ in
+
+    def _collect(self, terminal: Done | Failed | None) -> list[Event]:
+        """The output read since the last time, given how the response ended, if it has."""
+        raise NotImplementedError
+
+    def _read_document(self, document: bytes) -> Done | Failed:
+        """Read the response in a document, which is complete."""
+        raise NotImplementedError
+
+    def _read_events(self, payloads: list[bytes]) -> Done | Failed | None:
+        """Read these events; returns the terminal event, if they hold what ends the response."""
+        raise NotImplementedError
+
+    def _take(self, kind: bytes, data: bytes, event: ResponseEvent) -> Failed | None:
+        """Read one event, which ends nothing."""
+        raise NotImplementedError
+
+    def _ended(self, kind: bytes, data: bytes, response: Response) -> Done | Failed | None:
+        """The response ended by its own event; None where another one is to tell why."""
+        raise NotImplementedError
 
     # Events
-
-    def _read_events(self, payloads: list[bytes]) -> list[Event]:
-        terminal: Done | Failed | None = None
-        for data in payloads:
-            kind = _type(data)
-            if kind is not None and self._output_begun and kind not in _READ:
-                if kind.endswith(_DELTA):
-                    self.deltas += 1
-                self.progress += 1
-                self._held.append(_frame(kind, data))
-            elif data and not data.startswith(b"[DONE]"):  # no part of this API: its own event completes a response
-                terminal = self._event(data)
-                if terminal is not None:
-                    break
-        return self._close(terminal)
 
     def _event(self, data: bytes) -> Done | Failed | None:
         """Read one event; returns how the response ended, if it is the one that ends it."""
@@ -228,16 +226,9 @@ class EventDecoder(EventStreamDecoder):
         if kind.startswith(_PREFIX):
             self._judgement.begun = True
             self.progress += 1
-        if kind in _COMPLETED or kind == _FAILED:
-            return self._ending(kind, data, event.response or _Response())
-        if not self._output_begun:
-            self._output_begun = _is_output(kind, event)
-        if kind.endswith(_DELTA):
-            self.deltas += 1
-        self._pass_on(kind, data)
-        if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
-            return self._failed("the model service's answer has no output")
-        return None
+        if kind in _COMPLETED or kind == FAILED:
+            return self._ended(kind, data, event.response or Response())
+        return self._take(kind, data, event)
 
     def _unreadable(self, data: bytes, error: Exception) -> Failed | None:
         """An event that is no JSON object: an error as plain text, a keep-alive, or a damaged one."""
@@ -247,14 +238,76 @@ class EventDecoder(EventStreamDecoder):
             return None
         return self._not_an_event(error)
 
+    def _note(self, response: Response) -> None:
+        self.id = short_name(response.id) or self.id
+        self.model = short_name(response.model) or self.model
+        self.finish_reason = _finish_reason(response) or self.finish_reason
+        if bytes(response.usage) != NULL:
+            self.usage = _usage(response.usage)
+
+    def _not_an_event(self, error: Exception) -> Failed:
+        return self._failed(f"an event is none of the Responses API ({type(error).__name__})")
+
+
+class EventDecoder(ResponseStreamDecoder):
+    """Decodes the event stream of a response into events to pass on unchanged, whatever is in them.
+
+    `Verbatim.events` are whole events here, with their names. `hold`: what precedes the first output is held until
+    there is output.
+    """
+
+    def __init__(self, *, hold: bool = True) -> None:
+        super().__init__()
+        self._output_begun = not hold
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def _collect(self, terminal: Done | Failed | None) -> list[Event]:
+        if not self._held or not (self._output_begun or isinstance(terminal, Done)):
+            return []
+        held, self._held = self._held, []
+        return [Verbatim(b"", held)]
+
+    def _read_document(self, document: bytes) -> Done:
+        """The events that begin and end the response."""
+        kind = b"response.incomplete" if self.finish_reason in _INCOMPLETE else b"response.completed"
+        for number, name in enumerate((b"response.created", kind)):
+            data = b'{"type":"%b","sequence_number":%d,"response":%b}' % (name, number, document)
+            self._held.append(_frame(name, data))
+        return Done(self.finish_reason, self.model, self.usage, self.id, closed=True)
+
+    def _read_events(self, payloads: list[bytes]) -> Done | Failed | None:
+        for data in payloads:
+            kind = event_type(data)
+            if kind is not None and self._output_begun and kind not in READ_ALWAYS:
+                if kind.endswith(_DELTA):
+                    self.deltas += 1
+                self.progress += 1
+                self._held.append(_frame(kind, data))
+            elif data and not data.startswith(b"[DONE]"):  # no part of this API: its own event completes a response
+                terminal = self._event(data)
+                if terminal is not None:
+                    return terminal
+        return None
+
+    def _take(self, kind: bytes, data: bytes, event: ResponseEvent) -> Failed | None:
+        if not self._output_begun:
+            self._output_begun = _is_output(kind, event)
+        if kind.endswith(_DELTA):
+            self.deltas += 1
+        self._pass_on(kind, data)
+        if not self._output_begun and self._held_bytes > MAX_EVENT_BYTES:
+            return self._failed("the model service's answer has no output")
+        return None
+
     def _pass_on(self, kind: bytes, data: bytes) -> None:
         self._held_bytes += 0 if self._output_begun else len(data)
         self._held.append(_frame(kind, data))
 
-    def _ending(self, kind: bytes, data: bytes, response: _Response) -> Done | Failed | None:
-        """The response ended by its own event, which is passed on where the caller has seen its beginning."""
-        failed = _failure(response)
-        if failed is None and kind != _FAILED:
+    def _ended(self, kind: bytes, data: bytes, response: Response) -> Done | Failed | None:
+        """Its event is passed on where the caller has seen the beginning of the response."""
+        failed = failure_of(response)
+        if failed is None and kind != FAILED:
             self._pass_on(kind, data)
             return Done(self.finish_reason, self.model, self.usage, self.id, closed=True)
         if not response.error and not self._output_begun:
@@ -262,23 +315,11 @@ class EventDecoder(EventStreamDecoder):
             self._failed_silently = True
             return None
         failed = failed or Failed(UPSTREAM_ERROR, _FAILED_SILENTLY)
-        passed_on = self._output_begun and kind == _FAILED
-        if passed_on:
-            self._pass_on(kind, data)
-        return replace(failed, usage=self.usage, passed_on=passed_on)
-
-    def _note(self, response: _Response) -> None:
-        self.id = short_name(response.id) or self.id
-        self.model = short_name(response.model) or self.model
-        self.finish_reason = _finish_reason(response) or self.finish_reason
-        if bytes(response.usage) != _NULL:
-            self.usage = _usage(response.usage)
-
-    def _not_an_event(self, error: Exception) -> Failed:
-        return self._failed(f"an event is none of the Responses API ({type(error).__name__})")
+        passed_on = self._output_begun and kind == FAILED
+        return replace(failed, usage=self.usage, event=bytes(data) if passed_on else None)
 
 
-class EventEncoder:
+class EventEncoder(Encoder):
     """The event stream of a response: the upstream's events as they came.
 
     Where the model service's own event does not end it, an `error` event does, with the sequence number that follows
@@ -306,8 +347,8 @@ class EventEncoder:
         return b""
 
     def failed(self, failed: Failed, request_id: str) -> bytes:
-        if failed.passed_on:
-            return b""
+        if failed.event is not None:
+            return _frame(FAILED, _with_error(failed.event, failed.problem))
         error = failed.problem.openai_error()
         members = {
             "type": "error",
@@ -330,6 +371,20 @@ class EventEncoder:
         return self._starting_after + self._count + 1
 
 
+def _with_error(event: bytes, problem: Problem) -> bytes:
+    """The event of a failed response, with the error's text as the problem has it: the upstream's own may hold
+    anything (`relay.upstream.redaction`). The error's code is kept where it is a plain one."""
+    document = json.loads(event.decode(errors="replace"))
+    response = document.get("response")
+    error = response.get("error") if isinstance(response, dict) else None
+    if isinstance(response, dict) and error:
+        code = error.get("code") if isinstance(error, dict) else None
+        told = problem.openai_error()
+        plain = isinstance(code, str) and printable_code(code) == code
+        response["error"] = {"code": code if plain else told["code"], "message": told["message"]}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
 class _Item(Struct, gc=False):
     """What an announced item or part already holds."""
 
@@ -344,13 +399,13 @@ class _Item(Struct, gc=False):
 _FILLED_LATER: Final = frozenset(("message", "reasoning", "output_text", "refusal", "reasoning_text", "summary_text"))
 
 
-def _is_output(kind: bytes, event: _Event) -> bool:
+def _is_output(kind: bytes, event: ResponseEvent) -> bool:
     """Whether the event is more than the announcement of output to come."""
     if kind in _ACCEPTED or not kind.startswith(_PREFIX):
         return False
     if kind not in _ANNOUNCED:
         return True
-    announced = event.part if bytes(event.item) == _NULL else event.item
+    announced = event.part if bytes(event.item) == NULL else event.item
     try:
         item = msgspec.json.decode(announced, type=_Item)
     except UNREADABLE:
@@ -371,7 +426,7 @@ def _error_in(data: bytes, kind: bytes) -> dict[str, Any] | None:
     return error
 
 
-def _type(data: bytes) -> bytes | None:
+def event_type(data: bytes) -> bytes | None:
     """The event's type, where it stands first, as it does in what OpenAI and Azure send, and None otherwise."""
     if data.startswith(_TYPED) and data.endswith(b"}"):
         end = data.find(b'"', len(_TYPE), len(_TYPE) + _MAX_TYPE_LENGTH)
@@ -390,7 +445,7 @@ def _frame(kind: bytes, data: bytes) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind, data)
 
 
-def _decode(data: bytes) -> _Event:
+def _decode(data: bytes) -> ResponseEvent:
     """Raises ValueError (msgspec's errors and those of decoding UTF-8 are of that kind), TypeError, RecursionError."""
     try:
         return _decode_event(data)
@@ -400,27 +455,28 @@ def _decode(data: bytes) -> _Event:
         if not isinstance(document, dict):
             raise TypeError("not an object") from None
         response = document.get("response")
-        return _Event(
+        return ResponseEvent(
             response=_response(response) if isinstance(response, dict) else None,
             type=document.get("type"),
-            item=as_raw(document.get("item")),
-            part=as_raw(document.get("part")),
+            **{name: as_raw(document.get(name)) for name in ("item", "part", "delta", "text", "refusal")},
         )
 
 
-def _response(document: dict[str, Any]) -> _Response:
+def _response(document: dict[str, Any]) -> Response:
     names = ("id", "model", "object", "status", "error", "incomplete_details")
-    return _Response(usage=as_raw(document.get("usage")), **{name: document.get(name) for name in names})
+    members: dict[str, Any] = {name: document.get(name) for name in names}
+    raw = {name: as_raw(document.get(name)) for name in ("usage", "output", "content_filters")}
+    return Response(**members, **raw)
 
 
-def _finish_reason(response: _Response) -> str | None:
+def _finish_reason(response: Response) -> str | None:
     """Why the response ended, by the names of this API: `completed`, `max_output_tokens`, `content_filter`, …"""
     if isinstance(response.incomplete_details, dict):
         return short_name(response.incomplete_details.get("reason")) or "incomplete"
     return None if response.status in ("queued", "in_progress") else short_name(response.status) or None
 
 
-def _failure(response: _Response) -> Failed | None:
+def failure_of(response: Response) -> Failed | None:
     """How a response failed, by its own error; None where it did not."""
     if response.error:
         return failure_by(response.error)
@@ -464,12 +520,12 @@ class DocumentDecoder(WholeDocumentDecoder):
         if is_event_stream(content):
             content = _document_in(content)
         try:
-            response = _decode_response(content)
+            response = decode_response(content)
         except (ValueError, TypeError, RecursionError) as error:
             return failure_in(content) or _no_response(type(error).__name__)
         if self._about_another and isinstance(response.object, str) and response.object != "error":
             return Done(None, None, None, self.id, document=content)
-        if (failed := _failure(response)) is not None:
+        if (failed := failure_of(response)) is not None:
             return failed
         if not isinstance(response.object, str) and not isinstance(response.status, str):
             return failure_in(content) or _no_response("no object")
@@ -477,7 +533,7 @@ class DocumentDecoder(WholeDocumentDecoder):
             return failure_in(content) or _no_response("error")
         self.id, self.model = short_name(response.id) or None, short_name(response.model) or None
         self.finish_reason = _finish_reason(response)
-        self.usage = _usage(response.usage) if bytes(response.usage) != _NULL else None
+        self.usage = _usage(response.usage) if bytes(response.usage) != NULL else None
         return Done(self.finish_reason, self.model, self.usage, self.id, document=content)
 
 
@@ -510,10 +566,10 @@ def _document_in(content: bytes) -> bytes:
     return content
 
 
-def _decode_response(content: bytes) -> _Response:
+def decode_response(content: bytes) -> Response:
     """Raises as `_decode` does."""
     try:
-        return msgspec.json.decode(content, type=_Response)
+        return msgspec.json.decode(content, type=Response)
     except UNREADABLE:
         document = json.loads(content)
         if not isinstance(document, dict):

@@ -1,38 +1,109 @@
-"""`POST /stream`: what a caller may ask, and the upstream request made of it."""
+"""`POST /stream`: what a caller may ask. The upstream request made of it is in one module for each upstream wire."""
 
 import re
+from collections.abc import Callable
 from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Raw
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, FailFast, Field, Tag, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from relay.problems import INVALID_JSON, INVALID_REQUEST, FieldError, Problem
-from relay.streaming.events import Decoder, Encoder
-from relay.upstream.request import OUTPUT_LIMITS, UpstreamRequest, chat_additions
-from relay.wires.chat_completions import UPSTREAM_PATH
-from relay.wires.chat_decoders import TextDecoder
+from relay.settings import TEXT_WIRES, Wire
+from relay.streaming.call import UpstreamCall
+from relay.streaming.events import Encoder
 from relay.wires.stream_encoders import JSONDocumentEncoder, encoder_for
+from relay.wires.stream_on_chat import ChatCall
+from relay.wires.stream_on_responses import ResponsesCall
 
 MAX_MESSAGES: Final = 2048  # Azure OpenAI's own limit of one conversation
+MAX_PARTS: Final = 64  # of one message; Azure OpenAI takes 50 images in one request
+MAX_URL_LENGTH: Final = 8192  # characters of an image's address; many servers take no longer one
+
+# An address without a name and a password in it, or a data URL (RFC 2397) of a type that models read; for what is not
+# white space see `Text`.
+_IMAGE_URL: Final = (
+    r"^(https://[^\s\x85\uFEFF/?#@\\]+([/?#][^\s\x85\uFEFF]*)?"
+    r"|data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2})$"
+)
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _kind(value: Any) -> str | None:
+    """Which of its two kinds an input is of, so that errors concern that one alone."""
+    return "(text)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
+
+
+class TextPart(_Strict):
+    """Text in a message."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+def _within_length(url: str) -> str:
+    if len(url) > MAX_URL_LENGTH and not url.startswith("data:"):
+        raise PydanticCustomError("url_too_long", f"must have at most {MAX_URL_LENGTH} characters, or be a data URL")
+    return url
+
+
+class ImagePart(_Strict):
+    """An image in a message: at an address from which the model service fetches it, or in the request itself."""
+
+    type: Literal["input_image"]
+    image_url: Annotated[
+        str,
+        Field(
+            pattern=_IMAGE_URL,
+            json_schema_extra={"anyOf": [{"maxLength": MAX_URL_LENGTH}, {"pattern": "^data:"}]},
+        ),
+        AfterValidator(_within_length),
+    ]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+def _of_user(parts: list[Any], info: ValidationInfo) -> list[Any]:
+    if info.data.get("role", "user") != "user":
+        raise PydanticCustomError("parts_of_another", "must be a string; only a message of the user may be a list")
+    return parts
+
+
+Parts = Annotated[
+    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+    Field(min_length=1, max_length=MAX_PARTS),
+    FailFast(),
+    AfterValidator(_of_user),
+]
+
+
 class Message(_Strict):
-    """One message of a conversation."""
+    """One message of a conversation. Only a user's may be a list of parts, which can be images."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["content"], "properties": {"content": {"type": "array"}}},
+            "then": {"properties": {"role": {"const": "user"}}},
+        }
+    )
 
     role: Literal["user", "assistant", "system", "developer"]
-    content: str
-
-
-def _input_kind(value: Any) -> str | None:
-    """Which of its two kinds `input` is of, so that errors concern that one alone."""
-    return "text" if isinstance(value, str) else "conversation" if isinstance(value, list) else None
+    content: Annotated[Annotated[str, Tag("(text)")] | Annotated[Parts, Tag("(list)")], Discriminator(_kind)]
 
 
 # Not white space in both dialects of regular expressions, JSON Schema's (ECMA-262) and this validator's (Rust), which
@@ -50,55 +121,50 @@ def _integral(value: Any) -> Any:
 class StreamRequest(_Strict):
     """The body of `POST /stream`; the names follow OpenAI's Responses API where it has one."""
 
-    input: Annotated[
-        Annotated[Text, Tag("text")] | Annotated[Conversation, Tag("conversation")], Discriminator(_input_kind)
-    ]
+    input: Annotated[Annotated[Text, Tag("(text)")] | Annotated[Conversation, Tag("(list)")], Discriminator(_kind)]
     instructions: str | None = None
     model: Annotated[str, Field(min_length=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     max_output_tokens: Annotated[int, Field(gt=0), BeforeValidator(_integral)] | None = None
     reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    reasoning_summary: Literal["auto", "concise", "detailed"] | None = None
     stream: bool = True
 
     @property
     def response_id(self) -> None:
         """No stored response is named."""
 
-    def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
-        """The request to the model service; the output limit is the lower of the caller's and the app's."""
-        messages: list[dict[str, str]] = []
-        if self.instructions:
-            messages.append({"role": "system", "content": self.instructions})
-        if isinstance(self.input, str):
-            messages.append({"role": "user", "content": self.input})
-        else:
-            messages.extend({"role": message.role, "content": message.content} for message in self.input)
-        parameters: dict[str, Any] = {"messages": messages, "stream": True}
-        for name in ("temperature", "top_p", "reasoning_effort"):
-            if (value := getattr(self, name)) is not None:
-                parameters[name] = value
-        additions = chat_additions(stream=True, max_output_tokens=max_output_tokens, limit=self.max_output_tokens)
-        fields = _FIELDS if self.max_output_tokens is None else _FIELDS_WITH_LIMIT
-        return UpstreamRequest(UPSTREAM_PATH, parameters | additions.parameters(), True, fields, additions)
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """Any by which a model generates text."""
+        return TEXT_WIRES
 
-    def decoder(self) -> Decoder:
-        """A decoder of the answer's text: always of a stream, also where the response is one document."""
-        return TextDecoder()
+    def on(self, wire: Wire) -> UpstreamCall:
+        """The request by this wire."""
+        return _CALLS[wire](self)
+
+    @property
+    def image_bytes(self) -> int:
+        """The length of all images' addresses and data URLs."""
+        if isinstance(self.input, str):
+            return 0
+        lists = [message.content for message in self.input if not isinstance(message.content, str)]
+        return sum(len(part.image_url) for parts in lists for part in parts if isinstance(part, ImagePart))
 
     def encoder(self, accept: str | None) -> Encoder:
         """The encoder of the response, for an `Accept` header."""
-        return encoder_for(accept) if self.stream else JSONDocumentEncoder()
+        if self.stream:
+            return encoder_for(accept)
+        return JSONDocumentEncoder(reasoning=self.reasoning_summary is not None)
 
 
-# The fields that the upstream's parameters are made of.
-_FIELDS: Final = {
-    "messages": "input",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "reasoning_effort": "reasoning_effort",
+# How a request is sent by each upstream wire, and its answer read. To a model of embeddings none is sent.
+_CALLS: Final[dict[Wire, Callable[[StreamRequest], UpstreamCall]]] = {
+    "chat": ChatCall,
+    "responses": ResponsesCall,
+    "embeddings": ChatCall,
 }
-_FIELDS_WITH_LIMIT: Final = _FIELDS | dict.fromkeys(OUTPUT_LIMITS, "max_output_tokens")
 
 _MESSAGES: Final = {
     "missing": "is required",
@@ -110,12 +176,18 @@ _MESSAGES: Final = {
     "float_type": "must be a number",
     "model_type": "must be a JSON object",
     "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "must not be empty",
     "too_short": "must not be empty",
     "finite_number": "must be a finite number",
-    "union_tag_invalid": "must be a string or a list of messages",
-    "union_tag_not_found": "must be a string or a list of messages",
+    "string_pattern_mismatch": "must not be empty",
+    "dict_type": "must be a JSON object",
 }
+_KINDS: Final = ("(text)", "(list)")
+_PART_TYPES: Final = ("input_text", "input_image")
+_NO_PART: Final = "must be 'input_text' or 'input_image'"
+_NO_IMAGE: Final = (
+    "must be an https:// address, or a data URL of a png, jpeg, gif or webp image in base64, such as "
+    "data:image/png;base64,…"
+)
 
 _MAX_ERRORS: Final = 20  # so that the response to a hostile request is never a multiple of it
 _MAX_FIELD_LENGTH: Final = 100
@@ -162,32 +234,59 @@ class _MessageMembers(msgspec.Struct, forbid_unknown_fields=True):
     content: Raw
 
 
+_ABSENT: Final = Raw(b"null")
+
+
+class _PartMembers(msgspec.Struct, forbid_unknown_fields=True):
+    """The members of a part of a message, not yet validated."""
+
+    type: Raw
+    text: Raw = _ABSENT
+    image_url: Raw = _ABSENT
+    detail: Raw = _ABSENT
+
+    def given(self) -> dict[str, Raw]:
+        """Those that are there, without the values of objects and lists."""
+        members = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: _emptied(value) for name, value in members.items() if value is not _ABSENT}
+
+
 _decode_members: Final = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_messages: Final = msgspec.json.Decoder(list[_MessageMembers]).decode  # ends at the first wrong message
+# These end at the first wrong element.
+_decode_messages: Final = msgspec.json.Decoder(list[_MessageMembers]).decode
+_decode_parts: Final = msgspec.json.Decoder(list[_PartMembers]).decode
 _EMPTY: Final = {b"{": Raw(b"{}"), b"[": Raw(b"[]")}
 
 
 def _prune(body: bytes) -> bytes | Problem:
     """The same request, of which the validator has to report only so much as errors can name; or the problem."""
+    where, expected = "", ""
     try:
         members = _decode_members(body)
         known = {name: _emptied(members[name]) for name in StreamRequest.model_fields if name in members}
         if known.get("input") is _EMPTY[b"["]:
+            where, expected = "input", '{"role": "…", "content": "…"} without other fields'
             messages = _decode_messages(members["input"])[: MAX_MESSAGES + 1]
-            for message in messages:
-                message.role, message.content = _emptied(message.role), _emptied(message.content)
+            expected = '{"type": "input_text", "text": "…"} or {"type": "input_image", "image_url": "…"}'
+            for number, message in enumerate(messages):
+                where = f"input[{number}].content"
+                message.role, message.content = _emptied(message.role), _pruned_content(message.content)
             known["input"] = Raw(msgspec.json.encode(messages))
     except msgspec.ValidationError as error:
         found = re.search(r"\$\[([0-9]+)\]", str(error))
         if found is None:
             return INVALID_REQUEST.with_detail(_NO_OBJECT)
-        return INVALID_REQUEST.with_errors(
-            FieldError(f"input[{found[1]}]", 'must be {"role": "…", "content": "…"} without other fields')
-        )
+        return INVALID_REQUEST.with_errors(FieldError(f"{where}[{found[1]}]", f"must be {expected}"))
     except (msgspec.DecodeError, RecursionError):
         return INVALID_JSON
     unknown = (name for name in members if name not in known)
     return msgspec.json.encode(known | dict.fromkeys(islice(unknown, _MAX_ERRORS)))
+
+
+def _pruned_content(content: Raw) -> Raw:
+    if _emptied(content) is not _EMPTY[b"["]:
+        return _emptied(content)
+    return Raw(msgspec.json.encode([part.given() for part in _decode_parts(content)[: MAX_PARTS + 1]]))
 
 
 def _emptied(value: Raw) -> Raw:
@@ -197,9 +296,15 @@ def _emptied(value: Raw) -> Raw:
 
 def _field(error: ErrorDetails) -> str:
     """`input[2].role`, as a caller would write it."""
-    steps = error["loc"]
-    if steps[0] == "input":
-        steps = steps[:1] + steps[2:]  # the second step is the kind of the input, not a field
+    steps: list[int | str] = []
+    before: int | str = ""
+    for step in error["loc"]:
+        of_input, of_part = before in ("input", "content"), isinstance(before, int) and "content" in steps
+        if not (of_input and step in _KINDS) and not (of_part and step in _PART_TYPES):  # a kind is no field
+            steps.append(step)
+        before = step
+    if error["type"].startswith("union_tag") and isinstance(steps[-1], int):
+        steps.append("type")
     name = ""
     for step in steps:
         name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else step
@@ -218,7 +323,15 @@ def _message(error: ErrorDetails) -> str:
         case "literal_error":
             return f"must be {context['expected']}"
         case "too_long":
-            return f"must have at most {context['max_length']} messages"
+            return f"must have at most {context['max_length']} {'parts' if 'content' in error['loc'] else 'messages'}"
+        case "string_pattern_mismatch" if context["pattern"] == _IMAGE_URL:
+            return _NO_IMAGE
+        case "union_tag_invalid":
+            return _NO_PART
+        case "union_tag_not_found" if isinstance(error["loc"][-1], int):
+            return _NO_PART
+        case "union_tag_not_found":
+            return f"must be a string or a list of {'parts' if error['loc'][-1] == 'content' else 'messages'}"
         case "string_too_long":
             return f"must have at most {context['max_length']} characters"
         case kind:

@@ -5,13 +5,14 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.streaming.events import AnswerTooLongError, Done, Encoder, Failed, Text
+from relay.streaming.events import AnswerTooLongError, Done, Encoder, Failed, Reasoning, Text
 
 _encode: Final = msgspec.json.encode
 
 
-class SSEEncoder:
-    """`text/event-stream` (WHATWG HTML, section 9.2): text as unnamed events, then `event: done` or `event: error`."""
+class SSEEncoder(Encoder):
+    """`text/event-stream` (WHATWG HTML, section 9.2): text as unnamed events, the reasoning as `event: reasoning`, then
+    `event: done` or `event: error`."""
 
     media_type = "text/event-stream; charset=utf-8"
     whole = False
@@ -19,6 +20,8 @@ class SSEEncoder:
     ping = b": ping\n\n"
 
     def text(self, text: Text) -> bytes:
+        if isinstance(text, Reasoning):
+            return b'event: reasoning\ndata: {"text":%b}\n\n' % _one_line(text.json)
         return b'data: {"text":%b}\n\n' % _one_line(text.json)
 
     def done(self, done: Done) -> bytes:
@@ -28,7 +31,7 @@ class SSEEncoder:
         return b"event: error\ndata: %b\n\n" % _one_line(_encode(_failed_members(failed, request_id)))
 
 
-class NDJSONEncoder:
+class NDJSONEncoder(Encoder):
     """One JSON object a line, `type` telling them apart. The format has no comments, so it has no ping."""
 
     whole = False
@@ -39,7 +42,8 @@ class NDJSONEncoder:
         self.media_type = media_type
 
     def text(self, text: Text) -> bytes:
-        return b'{"type":"text","text":%b}\n' % _one_line(text.json)
+        kind = b"reasoning" if isinstance(text, Reasoning) else b"text"
+        return b'{"type":"%b","text":%b}\n' % (kind, _one_line(text.json))
 
     def done(self, done: Done) -> bytes:
         return _one_line(_encode({"type": "done", **_done_members(done)})) + b"\n"
@@ -49,9 +53,9 @@ class NDJSONEncoder:
         return _one_line(_encode({**_failed_members(failed, request_id), "type": "error"})) + b"\n"
 
 
-class PlainTextEncoder:
-    """The text and nothing else. A failure can't be written in it: the connection is broken off instead, so that the
-    text can't pass for complete."""
+class PlainTextEncoder(Encoder):
+    """The text and nothing else, no reasoning. A failure can't be written in it: the connection is broken off instead,
+    so that the text can't pass for complete."""
 
     media_type = "text/plain; charset=utf-8"
     whole = False
@@ -62,6 +66,8 @@ class PlainTextEncoder:
         self._half = ""  # the first half of a surrogate pair, which UTF-8 can't write without the other
 
     def text(self, text: Text) -> bytes:
+        if isinstance(text, Reasoning):
+            return b""
         decoded = self._half + json.loads(text.json)
         self._half = ""
         if decoded and "\ud800" <= decoded[-1] <= "\udbff":
@@ -79,20 +85,26 @@ class PlainTextEncoder:
 _MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024  # bytes; the longest answer of a model is a fraction of it
 
 
-class JSONDocumentEncoder:
-    """`"stream": false`: one JSON document when the answer is complete."""
+class JSONDocumentEncoder(Encoder):
+    """`"stream": false`: one JSON document when the answer is complete; `reasoning`: the caller asked for that, too."""
 
     media_type = "application/json"
     whole = True
     breaks_off = False
     ping = b""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reasoning: bool = False) -> None:
         self._text = bytearray()
+        self._reasoning = bytearray()
+        self._shows_reasoning = reasoning
+
+    def restart(self) -> None:
+        self._reasoning.clear()
 
     def text(self, text: Text) -> bytes:
-        self._text += text.json[1:-1]
-        if len(self._text) > _MAX_DOCUMENT_BYTES:
+        part = self._reasoning if isinstance(text, Reasoning) else self._text
+        part += text.json[1:-1]
+        if len(self._text) + len(self._reasoning) > _MAX_DOCUMENT_BYTES:
             raise AnswerTooLongError(
                 f"The answer is longer than the {_MAX_DOCUMENT_BYTES // 1024**2} MiB that this app collects for one "
                 'document. Send the request with "stream": true, or ask for a shorter answer.'
@@ -100,7 +112,10 @@ class JSONDocumentEncoder:
         return b""
 
     def done(self, done: Done) -> bytes:
-        return b'{"text":"%b",%b\n' % (bytes(self._text), _encode(_done_members(done))[1:])
+        reasoning = b""
+        if self._shows_reasoning:
+            reasoning = b'"reasoning":%b,' % (b'"%b"' % bytes(self._reasoning) if self._reasoning else b"null")
+        return b'{"text":"%b",%b%b\n' % (bytes(self._text), reasoning, _encode(_done_members(done))[1:])
 
     def failed(self, failed: Failed, request_id: str) -> None:
         return None

@@ -2,15 +2,17 @@
 
 from typing import Protocol
 
-from relay.streaming.events import Decoder, Encoder
-from relay.upstream.request import ModelName, UpstreamRequest
+from relay.settings import Wire
+from relay.streaming.call import UpstreamCall
+from relay.streaming.events import Encoder
+from relay.upstream.request import ModelName
 
 
 class WireRequest(Protocol):
     """A caller's request, parsed.
 
     `model` is the name that the caller gave; None for the default model. `response_id` is that of a stored response
-    which the request names: its account is asked first.
+    which the request names: its account is asked first. `wires` are the upstream wires that the request can be sent by.
     """
 
     @property
@@ -19,12 +21,14 @@ class WireRequest(Protocol):
     @property
     def response_id(self) -> str | None: ...
 
-    def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
-        """The request to the model service; `max_output_tokens` is the app's cap."""
-        ...
+    @property
+    def wires(self) -> tuple[Wire, ...]: ...
 
-    def decoder(self) -> Decoder:
-        """A new decoder for one upstream answer."""
+    def on(self, wire: Wire) -> UpstreamCall:
+        """The request as a deployment with this wire is asked it.
+
+        A request of OpenAI's API is the same for every deployment, whatever wire it is stated to have.
+        """
         ...
 
     def encoder(self, accept: str | None) -> Encoder:

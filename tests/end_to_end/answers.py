@@ -34,6 +34,7 @@ class ReceivedAnswer:
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     raw: bytes = b""
     text: str = ""
+    reasoning: str = ""
     done: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     problem: dict[str, Any] | None = None
@@ -121,7 +122,7 @@ def parse_answer(answer: ReceivedAnswer, media_type: str) -> None:
         answer.endings = not answer.broken
     else:
         document = json.loads(answer.raw)
-        answer.text = document.pop("text")
+        answer.text, answer.reasoning = document.pop("text"), document.pop("reasoning", None) or ""
         answer.done, answer.endings = document, 1
 
 
@@ -134,6 +135,9 @@ def _parse_sse(answer: ReceivedAnswer) -> None:
         if event.event == "message":
             assert set(members) == {"text"}
             texts.append(members["text"])
+        elif event.event == "reasoning":
+            assert set(members) == {"text"}
+            answer.reasoning += members["text"]
         else:
             answer.endings += 1
             assert event.event in ("done", "error")
@@ -153,6 +157,9 @@ def _parse_ndjson(answer: ReceivedAnswer) -> None:
         if kind == "text":
             assert set(members) == {"text"}
             texts.append(members["text"])
+        elif kind == "reasoning":
+            assert set(members) == {"text"}
+            answer.reasoning += members["text"]
         else:
             answer.endings += 1
             assert kind in ("done", "error")

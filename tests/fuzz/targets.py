@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from relay.problems import Problem
+from relay.settings import TEXT_WIRES
 from relay.streaming.events import Decoder, Done, Failed, Text, Verbatim
 from relay.upstream.sse import SSEDecoder
 from relay.wires import chat_completions, responses, stream
@@ -36,10 +37,17 @@ def parse_stream_request(data: bytes) -> None:
         _check_problem(request)
         return
     body = json.loads(data.decode("utf-8-sig"))
-    parameters = json.loads(msgspec.json.encode(request.upstream_request(max_output_tokens=_LIMIT).parameters))
-    sent = parameters["messages"][-1]["content"]
-    assert sent == (body["input"] if isinstance(body["input"], str) else body["input"][-1]["content"])
-    assert 1 <= parameters["max_completion_tokens"] <= _LIMIT
+    sent = {}
+    for wire in TEXT_WIRES:
+        upstream_request = request.on(wire).upstream_request(max_output_tokens=_LIMIT)
+        sent[wire] = json.loads(msgspec.json.encode(upstream_request.parameters))
+    last = body["input"] if isinstance(body["input"], str) else body["input"][-1]["content"]
+    items = sent["responses"]["input"]
+    contents = (sent["chat"]["messages"][-1]["content"], items if isinstance(items, str) else items[-1]["content"])
+    for content in contents:
+        assert content == last if isinstance(last, str) else len(content) == len(last)
+    assert 1 <= sent["chat"]["max_completion_tokens"] <= _LIMIT
+    assert 1 <= sent["responses"]["max_output_tokens"] <= _LIMIT
     request.encoder("text/plain")
 
 

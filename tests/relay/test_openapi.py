@@ -121,15 +121,35 @@ def test_the_schema_of_a_problem_is_strict() -> None:
     assert not accepts("OpenAIError", {"error": {"message": "x"}})
 
 
+URLS: Final = (
+    "https://x/a",
+    "https://x/" + "a" * 8192,
+    "http://x/",
+    "data:image/png;base64,AA==",
+    "data:,x",
+    "\ufeff",
+    1,
+)
+PARTS: Final = st.fixed_dictionaries(
+    {"type": st.sampled_from(["input_text", "input_image", "text"])},
+    optional={
+        "text": st.text(max_size=2) | st.none(),
+        "image_url": st.sampled_from(URLS),
+        "detail": st.sampled_from(["auto", "low", "high", "full", None]),
+        "x": st.none(),
+    },
+)
 FIELDS: Final = {
     "input": st.text()
     | st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": st.text()})),
+    "content": st.lists(PARTS, max_size=3) | st.none() | st.just([{"type": "input_text", "text": "x"}] * 65),
     "instructions": st.text() | st.none() | st.integers(),
     "model": st.text(max_size=3) | st.none() | st.booleans(),
     "temperature": st.floats(-1, 3) | st.integers(-1, 3) | st.none() | st.just("1"),
     "top_p": st.floats(-1, 2) | st.none() | st.just("1"),
     "max_output_tokens": st.integers() | st.sampled_from([0.5, None, True, "1"]),
     "reasoning_effort": st.text(max_size=40) | st.none(),
+    "reasoning_summary": st.sampled_from(["auto", "concise", "detailed", "none", "", None, 1]),
     "stream": st.booleans() | st.sampled_from([None, 1, "true"]),
     "unknown": st.none(),
 }
@@ -139,7 +159,9 @@ FIELDS: Final = {
 @settings(deadline=None)
 @given(st.data())
 def test_a_request_is_accepted_exactly_where_it_is_valid_by_the_schema(field: str, data: st.DataObject) -> None:
-    body = {"input": "x", field: data.draw(FIELDS[field])}
+    body: dict[str, Any] = {"input": "x", field: data.draw(FIELDS[field])}
+    if field == "content":
+        body = {"input": [{"role": data.draw(st.sampled_from(["user", "assistant"])), "content": body["content"]}]}
     assert isinstance(parse(json.dumps(body).encode()), StreamRequest) == accepts("StreamRequest", body)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
+import msgspec
 import pytest
 
 from relay import readiness
@@ -22,7 +23,7 @@ from relay.problems import (
     UPSTREAM_TIMEOUT,
 )
 from relay.readiness import Finding, Readiness
-from relay.settings import BackendSettings, Identity, Settings
+from relay.settings import BackendSettings, Identity, Settings, Wire
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend
 from relay.upstream.request import UpstreamRequest
@@ -100,10 +101,11 @@ class ScriptedPool:
         models: dict[str, str] | None = None,
         proxy: str | None = None,
         endpoint: str = "https://a.openai.azure.com/openai/v1/",
+        wire: Wire = "chat",
         **settings: Any,
     ) -> None:
         self.client = ScriptedClient(scripts, proxy)
-        entries = tuple(BackendSettings(f"b-{it}", endpoint, it, (models or {}).get(it, it)) for it in scripts)
+        entries = tuple(BackendSettings(f"b-{it}", endpoint, it, (models or {}).get(it, it), 1, wire) for it in scripts)
         self.settings = Settings(entries, max_output_tokens=CAP, **settings)
         self.models = self.settings.models
         self.backends = [Backend(entry, {endpoint: cast(Any, self.client)}) for entry in entries]
@@ -159,7 +161,10 @@ class TestDocument:
         checks = {"token": True, "role": True, "deployment": True, "answers": True}
         assert (status, found) == (
             200,
-            {"status": "ready", "backends": [{"backend": "b-d", "model": "d", "ready": True, "checks": checks}]},
+            {
+                "status": "ready",
+                "backends": [{"backend": "b-d", "model": "d", "wire": "chat", "ready": True, "checks": checks}],
+            },
         )
 
     def test_all_members(self) -> None:
@@ -167,6 +172,7 @@ class TestDocument:
         assert members == {
             "backend": "b",
             "model": "m",
+            "wire": "chat",
             "ready": False,
             "checks": {"token": True, "role": None, "deployment": None, "answers": False},
             "code": "c",
@@ -244,7 +250,7 @@ class TestProbe:
         await document(pool.readiness)
         ((deployment, request, request_id),) = pool.client.requests
         assert (deployment, request_id) == ("d", "ready")
-        real = StreamRequest(input="x").upstream_request(max_output_tokens=CAP)
+        real = StreamRequest(input="x").on("chat").upstream_request(max_output_tokens=CAP)
         assert request == replace(real, parameters={**real.parameters, "messages": []})
         assert request.parameters["max_completion_tokens"] == CAP
 
@@ -290,11 +296,13 @@ class TestProbe:
         pool = ScriptedPool({"d": [replace(TOO_SHORT, error=error), second]})
         status, found = await document(pool.readiness)
         assert status == (200 if answers else 503)
-        assert [it.parameters["messages"] for _, it, _ in pool.client.requests] == [
+        assert [it.parameters["messages"] for _, it, _ in pool.client.requests[:2]] == [
             [],
             [{"role": "user", "content": "."}],
         ]
-        assert pool.client.requests[1][1] == StreamRequest(input=".").upstream_request(max_output_tokens=CAP)
+        others = [it.path for _, it, _ in pool.client.requests[2:]]
+        assert others == ([] if answers or error is None or isinstance(error, str) else ["/responses", "/embeddings"])
+        assert pool.client.requests[1][1] == StreamRequest(input=".").on("chat").upstream_request(max_output_tokens=CAP)
         if not answers:
             assert found["backends"][0]["reason"] == "again"
 
@@ -304,6 +312,120 @@ class TestProbe:
         member = await finding(Silent(seconds))
         assert member["reason"] == reason
         assert member["code"] == ("upstream_error" if reason == "500" else "upstream_timeout")
+
+
+NO_INPUT: Final = replace(
+    TOO_SHORT,
+    error={"message": "Missing required parameter: 'input'.", "param": "input", "code": "missing_required_parameter"},
+)
+WRONG_OPERATION: Final = replace(
+    TOO_SHORT,
+    problem=INVALID_REQUEST.with_upstream_error({"code": "OperationNotSupported"}),
+    error={"code": "OperationNotSupported", "message": "The chatCompletion operation does not work with messages."},
+)
+EMBEDDINGS: Final = b'{"object":"list","data":[],"model":"m"}'
+
+
+class TestWires:
+    async def test_the_responses_api(self) -> None:
+        pool = ScriptedPool({"d": [NO_INPUT]}, wire="responses")
+        status, found = await document(pool.readiness)
+        assert (status, found["backends"][0]["wire"]) == (200, "responses")
+        ((_, request, _),) = pool.client.requests
+        assert (request.path, request.parameters) == (
+            "/responses",
+            {"input": [], "stream": True, "store": False, "max_output_tokens": CAP},
+        )
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            {"message": "'$.input' is invalid. Please check the API reference."},
+            {"message": 'One of "input" or "previous_response_id" must be provided.'},
+            {"message": "Array too short.", "param": "input"},
+            {"detail": [{"loc": ["body", "input"], "msg": "List should have at least 1 item after validation"}]},
+        ],
+    )
+    @pytest.mark.parametrize("wire", ["responses", "embeddings"])
+    async def test_a_refusal_of_the_empty_input_is_enough(self, wire: Wire, error: Any) -> None:
+        pool = ScriptedPool({"d": [replace(TOO_SHORT, error=error)]}, wire=wire)
+        assert (await document(pool.readiness))[0] == 200
+        assert len(pool.client.requests) == 1
+
+    async def test_embeddings(self) -> None:
+        unclear = replace(TOO_SHORT, error={"message": "no good"})
+        pool = ScriptedPool({"d": [unclear, ScriptedAnswer(EMBEDDINGS)]}, wire="embeddings")
+        assert (await document(pool.readiness))[0] == 200
+        sent = [(it.path, msgspec.json.encode(it.parameters)) for _, it, _ in pool.client.requests]
+        assert sent == [("/embeddings", b'{"input":[]}'), ("/embeddings", b'{"input":"."}')]
+
+    @pytest.mark.parametrize("wire", ["responses", "embeddings"])
+    async def test_an_answer_is_read_by_its_wire(self, wire: Wire) -> None:
+        text = b'data: {"type":"response.output_text.delta","delta":"x"}\n\n'
+        assert (await finding(ScriptedAnswer(text if wire == "responses" else EMBEDDINGS), wire=wire))["ready"]
+        wrong = await finding(ScriptedAnswer(CHUNK), wire=wire)
+        assert wrong["code"] == "upstream_error"
+
+    @pytest.mark.parametrize(
+        ("stated", "script", "right"),
+        [
+            ("chat", [WRONG_OPERATION, NO_INPUT], "responses"),
+            ("chat", [WRONG_OPERATION, WRONG_OPERATION, NO_INPUT], "embeddings"),
+            ("responses", [WRONG_OPERATION, WRONG_OPERATION, ScriptedAnswer(EMBEDDINGS)], "embeddings"),
+            ("responses", [Refusal(NOT_CONFIGURED, "404", status=404, error={"code": "404"}), TOO_SHORT], "chat"),
+            ("embeddings", [WRONG_OPERATION, TOO_SHORT], "chat"),
+            (
+                "chat",
+                [
+                    Refusal(
+                        MODEL_NOT_FOUND,
+                        "404",
+                        status=404,
+                        error={
+                            "message": "This model is only supported in v1/responses and not in v1/chat/completions."
+                        },
+                    ),
+                    NO_INPUT,
+                ],
+                "responses",
+            ),
+        ],
+    )
+    async def test_a_wrong_wire_is_found_out(self, stated: Wire, script: list[Outcome], right: Wire) -> None:
+        names = {"chat": "chat completions", "responses": "Responses API", "embeddings": "embeddings"}
+        member = await finding(*script, wire=stated)
+        assert (member["wire"], member["ready"]) == (stated, False)
+        assert isinstance(script[0], Refusal)
+        assert member["reason"] == script[0].reason
+        assert member["remedy"] == (
+            f'The deployment d does not have the wire "{stated}" ({names[stated]}), but "{right}" ({names[right]}): '
+            f'set "wire": "{right}" for it in the app setting AZURE_OPENAI_BACKENDS; Terraform: '
+            "open_ai_instances[].models[].wire."
+        )
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            BROKEN,
+            Refusal(MODEL_NOT_FOUND, "404", status=404, error={"code": "DeploymentNotFound", "message": "No d."}),
+            Refusal(NOT_CONFIGURED, "404", status=404, error="<html>"),
+            Refusal(MODEL_NOT_FOUND, "404", status=404, error="no chat model"),
+        ],
+    )
+    async def test_other_wires_are_not_tried_for_another_reason(self, refusal: Refusal) -> None:
+        pool = ScriptedPool({"d": [refusal, TOO_SHORT]})
+        status, _ = await document(pool.readiness)
+        assert (status, len(pool.client.requests)) == (503, 1)
+
+    async def test_a_deployment_with_none_of_them(self) -> None:
+        pool = ScriptedPool({"d": [WRONG_OPERATION, WRONG_OPERATION, WRONG_OPERATION]}, wire="responses")
+        status, found = await document(pool.readiness)
+        assert status == 503
+        assert [it.path for _, it, _ in pool.client.requests] == ["/responses", "/chat/completions", "/embeddings"]
+        assert found["backends"][0]["remedy"] == (
+            "The deployment d is of a model that has no Responses API: name another one in the app setting "
+            "AZURE_OPENAI_DEPLOYMENTS or AZURE_OPENAI_BACKENDS."
+        )
 
 
 def refused(name: str) -> Refusal:
@@ -410,11 +532,6 @@ KEY_REMEDY: Final = (
     "or remove it and let the app sign in with its identity. A gateway may look for the key in another header, such "
     "as api-key or Ocp-Apim-Subscription-Key: set AZURE_OPENAI_API_KEY_HEADER."
 )
-NO_CHAT: Final = replace(
-    TOO_SHORT,
-    problem=INVALID_REQUEST.with_upstream_error({"code": "OperationNotSupported"}),
-    error={"code": "OperationNotSupported", "message": "The chatCompletion operation does not work with messages."},
-)
 FAILS: Final = "The model service fails. If this lasts, look at Azure's service health for the account's region."
 UNREACHABLE: Final = (
     "The model service can't be reached: check the address in AZURE_OPENAI_ENDPOINT or AZURE_OPENAI_BACKENDS, that it "
@@ -468,7 +585,7 @@ REMEDIES: Final[list[tuple[Refusal, dict[str, Any], tuple[bool | None, ...], str
         "it must be an Azure OpenAI account's address or end in /v1.",
     ),
     (
-        NO_CHAT,
+        WRONG_OPERATION,
         {},
         (True, True, False, None),
         "The deployment d is of a model that has no chat completions: name another one in the app setting "

@@ -12,7 +12,7 @@ ADDRESS = "for example https://NAME.openai.azure.com/ (or any server's /v1 addre
 NAME = "must be a name without spaces, commas and quotation marks."
 LIST = (
     'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, '
-    'each with "model", "name" and "priority" if wanted'
+    'each with "model", "name", "priority" and "wire" if wanted'
 )
 
 
@@ -151,6 +151,21 @@ class TestBackendList:
         message = "is there twice; give each backend a name of its own."
         found = errors(listed(entry(name="x"), entry(name="y"), entry(name=" x ")))
         assert found == [("AZURE_OPENAI_BACKENDS[2].name", message)]
+
+    @pytest.mark.parametrize("wire", ["", "Chat", "completions", "chat,responses"])
+    def test_a_wire_that_there_is_not(self, wire: str) -> None:
+        message = (
+            "must be the API that the deployment has: chat (chat completions, the default), responses or embeddings."
+        )
+        assert errors(listed(entry(), entry(wire=wire, name="n"))) == [("AZURE_OPENAI_BACKENDS[1].wire", message)]
+
+    @pytest.mark.parametrize("wires", [("chat", "embeddings"), ("embeddings", "responses")])
+    def test_a_model_of_two_kinds(self, wires: tuple[str, str]) -> None:
+        message = 'names a model of embeddings and one of text alike: give one another name, or correct its "wire".'
+        entries = [entry(wire=wire, name=wire, model="m") for wire in wires]
+        assert errors(listed(*entries)) == [("AZURE_OPENAI_BACKENDS[1].model", message)]
+        entries[1]["model"] = "another"
+        assert Settings.read(listed(*entries))
 
     @pytest.mark.parametrize("priority", [-1, 1001])
     def test_a_priority_out_of_bounds(self, priority: int) -> None:

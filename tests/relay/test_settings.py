@@ -358,7 +358,7 @@ ADDRESS_EXAMPLE: Final = "for example https://NAME.openai.azure.com/ (or any ser
 NAMES_EXAMPLE: Final = "for example gpt-5.4-mini (several: separated by commas, the default one first)."
 LIST: Final = (
     'must be a JSON list of {"endpoint": "https://NAME.openai.azure.com/", "deployment": "gpt-5.4-mini"}, each with '
-    '"model", "name" and "priority" if wanted'
+    '"model", "name", "priority" and "wire" if wanted'
 )
 
 
@@ -582,3 +582,34 @@ class TestDocumentation:
         sources = "".join(path.read_text() for path in [*ROOT.glob("relay/**/*.py"), ROOT / "function_app.py"])
         assert named
         assert {name for name in named if name not in sources} == set()
+
+
+class TestWires:
+    @staticmethod
+    def listed(*wires: str | None) -> Settings:
+        entries = [
+            {"endpoint": "https://a.openai.azure.com", "deployment": f"d{number}"} | ({"wire": wire} if wire else {})
+            for number, wire in enumerate(wires)
+        ]
+        return Settings.read({"AZURE_OPENAI_BACKENDS": json.dumps(entries)})
+
+    def test_each_backend_has_one(self) -> None:
+        settings = self.listed(None, "responses", " embeddings ", "chat")
+        assert [it.wire for it in settings.backends] == ["chat", "responses", "embeddings", "chat"]
+
+    def test_without_a_list_it_is_chat(self) -> None:
+        settings = Settings.read({"AZURE_OPENAI_ENDPOINT": "http://h/v1", "AZURE_OPENAI_DEPLOYMENTS": "a"})
+        assert [it.wire for it in settings.backends] == ["chat"]
+
+    @pytest.mark.parametrize(
+        ("wires", "models"),
+        [
+            (("embeddings", "chat", "responses"), ("d1", "d2", "d0")),
+            (("embeddings", "responses", "chat"), ("d1", "d2", "d0")),
+            (("embeddings", "embeddings"), ("d0", "d1")),
+        ],
+    )
+    def test_the_default_model_is_one_of_text(self, wires: tuple[str, ...], models: tuple[str, ...]) -> None:
+        settings = self.listed(*wires)
+        assert settings.models == models
+        assert [it.deployment for it in settings.backends] == ["d0", "d1", "d2"][: len(wires)]

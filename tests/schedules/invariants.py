@@ -21,8 +21,10 @@ from relay.upstream.failures import Refusal
 from relay.usage import Usage
 from relay.wires.chat_decoders import DocumentDecoder, TextDecoder
 from relay.wires.responses_decoders import DocumentDecoder as ResponseDecoder
+from relay.wires.responses_text import ResponseTextDecoder
 from tests.schedules.world import Break, Headers, ScriptedBackend, UpstreamStep, World
 
+_TEXT_DECODERS = (TextDecoder, ResponseTextDecoder)  # those of `POST /stream`
 _STATUS = {problem.code: int(problem.status) for problem in CATALOGUE}
 _LIMITS = {DEADLINE_EXCEEDED.code, UPSTREAM_TIMEOUT.code}
 _SHORTEST_PROBATION = 2.0
@@ -34,6 +36,7 @@ class Received:
     """What the caller has received: the text, how it ended, and the pings in between."""
 
     text: str = ""
+    reasoning: str = ""
     outcome: str | None = None  # done, error, or None where there was no terminal event
     code: str | None = None
     usage: dict[str, int] | None = None
@@ -57,6 +60,7 @@ def received(world: World) -> Received:
         if body:
             document = json.loads(body)
             result.text = _text_of(document)
+            result.reasoning = document.get("reasoning") or ""
             result.outcome, result.terminals = "done", 1
     elif media_type == "text/plain":
         result.text = body.decode()
@@ -121,6 +125,8 @@ def _parse_member(members: dict[str, object], kind: str, result: Received) -> No
     assert result.outcome is None, "something followed the terminal event"
     if kind == "text":
         result.text += str(members["text"])
+    elif kind == "reasoning":
+        result.reasoning += str(members["text"])
     else:
         result.outcome, result.terminals = kind, result.terminals + 1
         result.code = str(members["code"]) if kind == "error" else None
@@ -145,6 +151,8 @@ def check_at_rest(world: World) -> None:
     # Text that arrived is held back by nothing but the caller.
     if streaming and caller.reads and not caller.gone and answering and live:
         assert received(world).text == answering[0].delivered, "text is held back"
+        if world.shows_reasoning:
+            assert received(world).reasoning == answering[0].reasoning, "reasoning is held back"
 
     # A caller who reads is never left in silence.
     if streaming and encoder.ping and caller.reads and not caller.gone and live:
@@ -262,6 +270,9 @@ def _check_text(world: World, result: Received, record: Record, answering: Scrip
         return
     if record.outcome == "completed" or (record.code not in _LIMITS and not world.encoder.whole):
         assert result.text == delivered, "text is lost"
+    if record.outcome == "completed" and answering is not None:
+        document = world.encoder.whole and getattr(world.scenario.request, "reasoning_summary", None) is not None
+        assert result.reasoning == (answering.reasoning if document or world.shows_reasoning else ""), "not its own"
 
 
 def _check_break(world: World, record: Record) -> None:
@@ -317,7 +328,7 @@ def _check_record(world: World, result: Received, record: Record) -> None:
     answering = _answering(world)
     last = next((it for it in reversed(world.backends) if it.asked), None)
     told = result.outcome == "error" and caller.status == 200
-    told = told and isinstance(world.stream._decoder, TextDecoder)  # the other wires have no usage in an error
+    told = told and isinstance(world.stream._decoder, _TEXT_DECODERS)  # the other wires have no usage in an error
     if answering is not None and answering is last and answering.usage_delivered and told:
         assert result.usage == Usage(3, 2).members() or answering.last_step == world.recorded_at, "the usage is lost"
     if "stop reading" not in world.scenario.caller and not caller.gone:
@@ -336,11 +347,11 @@ def _check_output(world: World, record: Record) -> None:
         and not isinstance(decoder, DocumentDecoder | ResponseDecoder)
         and record.outcome == "completed"
     ):
-        assert record.time_to_first_token == answering.text_times[0] - world.began
-        if "stop reading" not in world.scenario.caller and isinstance(decoder, TextDecoder):
-            gaps = [later - earlier for earlier, later in itertools.pairwise(answering.text_times)]
+        assert record.time_to_first_token == answering.output_times[0] - world.began
+        if "stop reading" not in world.scenario.caller and isinstance(decoder, _TEXT_DECODERS):
+            gaps = [later - earlier for earlier, later in itertools.pairwise(answering.output_times)]
             assert record.largest_gap == max(gaps, default=0.0)
-    if not answering.text_times and isinstance(decoder, TextDecoder):
+    if not answering.output_times and isinstance(decoder, _TEXT_DECODERS):
         assert record.time_to_first_token is None
     if answering.usage_delivered and record.outcome == "completed":
         too_late = answering.last_step == world.recorded_at  # it arrived in the moment of the end
@@ -361,9 +372,9 @@ def _check_pings(world: World, record: Record) -> None:
         return
     assert world.responded_at is not None
     answering = _answering(world)
-    if answering is not None and answering.complete and not answering.text_times:
+    if answering is not None and answering.complete and not answering.output_times:
         return  # what commits the response is an answer without text
-    silent = answering is None or not answering.text_times or answering.text_times[0] > world.responded_at
+    silent = answering is None or not answering.output_times or answering.output_times[0] > world.responded_at
     if silent and world.recorded_at > world.responded_at:
         assert writes[0] == (world.responded_at, ping), "no ping at the commit"
     for (earlier, _), (later, content) in itertools.pairwise(writes):
@@ -386,6 +397,7 @@ def _check_failover(world: World, record: Record) -> None:
     assert len(record.refusals) in (len(asked) + repeats, len(asked) + repeats - 1)
     for it, script in zip(asked[:-1], world.scenario.upstream, strict=False):
         assert not it.delivered, "another backend was asked after text had gone out"
+        assert not (it.reasoning and world.shows_reasoning), "another backend was asked after reasoning had gone out"
         begun = script[it.asked - 1] if len(script) >= it.asked else None
         if isinstance(begun, Refusal):
             # Refused for this app's addition once more, it is no bad request of the caller's.

@@ -16,6 +16,7 @@ from typing import Final
 
 import pytest
 
+from relay.settings import Wire
 from tests.schedules.explorer import randomly
 from tests.schedules.test_schedules import (
     BAD,
@@ -23,27 +24,42 @@ from tests.schedules.test_schedules import (
     BUSY,
     CHAT,
     COMMENT,
+    COMPLETED,
+    CREATED,
     DOCUMENT,
     ERROR,
+    FAILED_SILENTLY,
     FILTER,
     FINISH,
+    INCOMPLETE,
     NOTHING,
     PING,
+    REASONING,
     REFUSED,
+    RESPONSE_ERROR,
+    RESPONSE_FAILED,
     STREAM,
     UNKNOWN,
     USAGE,
+    response_event,
+    response_text,
+    response_thought,
     scenario,
     text,
 )
 from tests.schedules.world import Break, CallerStep, End, Headers, Send, UpstreamStep
 
 GARBAGE: Final = Send(b'data: {"choices":[{"delta":{"con\n\n')
+NO_TEXT: Final = response_event(1, "response.function_call_arguments.delta", '"delta":"{"')
 FAILED_FINISH: Final = Send(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"error"}]}\n\n')
 NAMED_ERROR: Final = Send(b'event: error\ndata: {"reason":"?"}\n\n')
 FLAT_ERROR: Final = Send(b'data: {"choices":null,"error_type":"InternalServerError","error_message":"?"}\n\n')
 ERRORS: Final = (ERROR, REFUSED, FAILED_FINISH, NAMED_ERROR, FLAT_ERROR)
 OTHERS: Final = (FINISH, FINISH, USAGE, FILTER, COMMENT, PING, UNKNOWN, GARBAGE, NOTHING, NOTHING)
+RESPONSE_OTHERS: Final = (
+    *(CREATED, CREATED, COMPLETED, COMPLETED, COMPLETED, INCOMPLETE, COMMENT, PING, NO_TEXT),
+    *(FAILED_SILENTLY, RESPONSE_FAILED, RESPONSE_ERROR),
+)
 ENDS: Final = (End(), End(), Break())
 
 MIXTURES: Final = int(os.environ.get("MIXTURES", "400"))
@@ -64,6 +80,40 @@ def script(dice: random.Random, backend: int) -> list[UpstreamStep]:
     if dice.random() < 0.9:
         steps.append(dice.choice(ENDS))
     return [Headers(), *judged(steps)]
+
+
+def response_script(dice: random.Random, backend: int) -> list[UpstreamStep]:
+    """The same for a backend that is asked by the Responses API."""
+    if dice.random() < 0.2:
+        return [dice.choice((BUSY, BROKEN, BROKEN, BAD))]
+    steps: list[UpstreamStep] = []
+    for number in range(dice.randint(0, 5)):
+        draw = dice.random()
+        if draw < 0.4:
+            steps.append(response_text(number, f"{backend}.{number} "))
+        elif draw < 0.5:
+            steps.append(response_thought(number, f"{backend}.{number} "))
+        else:
+            steps.append(dice.choice(RESPONSE_OTHERS))
+    if dice.random() < 0.9:
+        steps.append(dice.choice(ENDS))
+    return [Headers(), *judged_response(steps)]
+
+
+def judged_response(steps: Sequence[UpstreamStep]) -> Iterator[UpstreamStep]:
+    """Only its own event completes a response; one that failed without an error goes on until the next event."""
+    failed = False
+    for step in steps:
+        if not isinstance(step, Send) or not step.progress:
+            yield step
+        elif failed or step in (RESPONSE_FAILED, RESPONSE_ERROR):
+            yield Send(step.content, fails=True)
+            return
+        else:
+            failed = step is FAILED_SILENTLY
+            yield replace(step, fails=failed)
+            if step.completes:
+                return
 
 
 def judged(steps: Sequence[UpstreamStep]) -> Iterator[UpstreamStep]:
@@ -95,11 +145,14 @@ def test_any_mixture(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = [int(SEED)] if SEED else [random.randrange(2**32) for _ in range(MIXTURES // 4)]
     for seed in seeds:
         dice = random.Random(seed)
-        request = dice.choice((STREAM, STREAM, CHAT, DOCUMENT))
+        request = dice.choice((STREAM, STREAM, REASONING, CHAT, DOCUMENT))
         caller: tuple[CallerStep, ...] = dice.choice(((), (), (), ("stop reading", "read on"), ("disconnect",)))
         accept = dice.choice((None, "application/x-ndjson", "text/plain"))
-        upstream = [tuple(script(dice, backend)) for backend in range(dice.randint(1, 3))]
-        mixture = scenario(*upstream, request=request, caller=caller, accept=accept)
+        choice: tuple[Wire, ...] = ("chat",) if request is CHAT else ("chat", "responses")
+        wires = tuple(dice.choice(choice) for _ in range(dice.randint(1, 3)))
+        scripts = {"chat": script, "responses": response_script}
+        upstream = [tuple(scripts[wire](dice, backend)) for backend, wire in enumerate(wires)]
+        mixture = scenario(*upstream, request=request, caller=caller, accept=accept, wires=wires)
         try:
             randomly(mixture, seed, monkeypatch)
         except AssertionError as error:

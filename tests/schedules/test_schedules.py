@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from relay.problems import CONTENT_FILTER, INVALID_REQUEST, RATE_LIMITED, UPSTREAM_ERROR, Problem
+from relay.settings import Wire
 from relay.upstream.failures import Refusal
 from relay.wires import chat_completions, responses, stream
 from relay.wires.wire import WireRequest
@@ -26,6 +27,8 @@ def parsed(request: WireRequest | Problem) -> WireRequest:
 
 STREAM: Final = parsed(stream.parse(b'{"input": "x"}'))
 DOCUMENT: Final = parsed(stream.parse(b'{"input": "x", "stream": false}'))
+REASONING: Final = parsed(stream.parse(b'{"input": "x", "reasoning_summary": "auto"}'))
+REASONING_DOCUMENT: Final = parsed(stream.parse(b'{"input": "x", "reasoning_summary": "auto", "stream": false}'))
 CHAT: Final = parsed(chat_completions.parse(b'{"messages": [], "stream": true}'))
 RESPONSE: Final = parsed(responses.parse(b'{"input": "x", "stream": true}'))
 RESPONSE_DOCUMENT: Final = parsed(responses.parse(b'{"input": "x"}'))
@@ -35,6 +38,11 @@ CHAT_DOCUMENT: Final = parsed(chat_completions.parse(b'{"messages": []}'))
 def text(words: str) -> Send:
     chunk = b'{"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}' % words.encode()
     return Send(b"data: %b\n\n" % chunk, words)
+
+
+def thought(words: str) -> Send:
+    chunk = b'{"id":"c","choices":[{"index":0,"delta":{"reasoning_content":"%b"}}]}' % words.encode()
+    return Send(b"data: %b\n\n" % chunk, reasoning=words)
 
 
 FILTER: Final = Send(b'data: {"choices":[],"prompt_filter_results":[]}\n\n', progress=False)
@@ -80,6 +88,10 @@ def response_text(number: int, words: str) -> Send:
     return response_event(number, "response.output_text.delta", f'"delta":"{words}"', text=words)
 
 
+def response_thought(number: int, words: str) -> Send:
+    return response_event(number, "response.reasoning_summary_text.delta", f'"delta":"{words}"', reasoning=words)
+
+
 COUNTS: Final = '"usage":{"input_tokens":3,"output_tokens":2}'
 CREATED: Final = response_event(0, "response.created", '"response":{"id":"r","model":"m","status":"in_progress"}')
 COMPLETED: Final = response_event(
@@ -91,6 +103,7 @@ INCOMPLETE: Final = response_event(
 RESPONSE_FAILED: Final = response_event(
     2, "response.failed", '"response":{"id":"r","status":"failed","error":{"code":"server_error"}}'
 )
+FAILED_SILENTLY: Final = response_event(2, "response.failed", '"response":{"id":"r","status":"failed"}')
 RESPONSE_ERROR: Final = response_event(2, "error", '"code":"server_error","message":"?"')
 GOOD_RESPONSE: Final = (Headers(), CREATED, response_text(1, "one "), response_text(2, "two"), COMPLETED, End())
 WHOLE_RESPONSE: Final = Send(
@@ -101,15 +114,21 @@ WHOLE_RESPONSE: Final = Send(
 )
 
 
+TYPED_RESPONSE: Final = Send(
+    WHOLE_RESPONSE.content.replace(b'{"content":[{', b'{"type":"message","content":[{"type":"output_text",'), usage=True
+)
+
+
 def scenario(
     *upstream: tuple[UpstreamStep, ...],
     request: WireRequest = STREAM,
     caller: tuple[CallerStep, ...] = (),
     accept: str | None = None,
     on_probation: tuple[int, ...] = (),
+    wires: tuple[Wire, ...] = (),
     **settings: float,
 ) -> Scenario:
-    return Scenario(request, upstream, caller, accept, {**SHORT, **settings}, on_probation)
+    return Scenario(request, upstream, caller, accept, {**SHORT, **settings}, on_probation, wires)
 
 
 SCENARIOS: Final = {
@@ -187,6 +206,65 @@ SCENARIOS: Final = {
     "response silent midway": scenario((Headers(), CREATED, response_text(1, "one ")), request=RESPONSE),
     "response, the deadline": scenario(
         (Headers(), CREATED, response_text(1, "one ")), request=RESPONSE, upstream_silence_timeout=60.0
+    ),
+    "by responses": scenario(GOOD_RESPONSE, caller=("disconnect",), wires=("responses",)),
+    "by responses, slow reader": scenario(
+        GOOD_RESPONSE, caller=("stop reading", "read on"), accept="application/x-ndjson", wires=("responses",)
+    ),
+    "by responses, one document": scenario(GOOD_RESPONSE, request=DOCUMENT, wires=("responses",)),
+    "by responses, a document": scenario(
+        (Headers("application/json"), TYPED_RESPONSE, End(completes=True, text="one two")), wires=("responses",)
+    ),
+    "by responses, cut midway": scenario(
+        (Headers(), CREATED, response_text(1, "one "), Break()), GOOD, wires=("responses", "chat")
+    ),
+    "by responses, silent": scenario((Headers(), CREATED, response_text(1, "one ")), wires=("responses",)),
+    "by responses, failed midway": scenario(
+        (Headers(), CREATED, response_text(1, "one "), RESPONSE_FAILED), GOOD_RESPONSE, wires=("responses",) * 2
+    ),
+    "by responses, failed for an unknown reason": scenario(
+        (Headers(), CREATED, response_text(1, "one "), FAILED_SILENTLY, RESPONSE_ERROR), wires=("responses",)
+    ),
+    "by chat, then by responses": scenario((BUSY,), GOOD_RESPONSE, wires=("chat", "responses")),
+    "by responses, then by chat": scenario(
+        (Headers(), CREATED, RESPONSE_FAILED), GOOD, wires=("responses", "chat"), caller=("disconnect",)
+    ),
+    "by each in turn": scenario(
+        (Headers(), Break()),
+        (Headers(), CREATED, End()),
+        (BROKEN,),
+        GOOD_RESPONSE,
+        wires=("chat", "responses", "chat", "responses"),
+    ),
+    "a refused addition, then by responses": scenario(
+        (REFUSED_ADDITION, BROKEN), GOOD_RESPONSE, wires=("chat", "responses")
+    ),
+    "reasoning": scenario(
+        (Headers(), thought("a"), thought("b"), text("one "), DONE), request=REASONING, caller=("disconnect",)
+    ),
+    "reasoning, by responses": scenario(
+        (Headers(), CREATED, response_thought(1, "a"), response_text(2, "one "), COMPLETED),
+        request=REASONING,
+        accept="application/jsonl",
+        wires=("responses",),
+    ),
+    "reasoning, cut": scenario((Headers(), thought("a"), Break()), GOOD, request=REASONING),
+    "reasoning that is not sent, cut": scenario((Headers(), thought("a"), Break()), GOOD),
+    "reasoning in plain text, cut": scenario(
+        (Headers(), CREATED, response_thought(1, "a"), RESPONSE_FAILED),
+        GOOD,
+        request=REASONING,
+        accept="text/plain",
+        wires=("responses", "chat"),
+    ),
+    "reasoning in one document, cut": scenario(
+        (Headers(), thought("a"), Break()),
+        (Headers(), CREATED, response_thought(1, "b"), response_text(2, "one "), COMPLETED),
+        request=REASONING_DOCUMENT,
+        wires=("chat", "responses"),
+    ),
+    "reasoning in one document, then none": scenario(
+        (Headers(), thought("a"), Break()), GOOD, request=REASONING_DOCUMENT
     ),
     "no commit wait": scenario(GOOD, commit_wait=0.0),
     "finish, then the end": scenario((Headers(), text("one "), FINISH, End())),

@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from relay.callers.request import CallerRequest
 from relay.problems import UPSTREAM_ERROR, Problem
-from relay.settings import BackendSettings, Settings
+from relay.settings import BackendSettings, Settings, Wire
 from relay.streaming.stream import Stream
 from relay.telemetry import Record
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend, Failover
 from relay.upstream.request import UpstreamRequest
+from relay.wires.stream_encoders import NDJSONEncoder, SSEEncoder
 from relay.wires.wire import WireRequest
 from tests.schedules.virtual_loop import VirtualLoop
 
@@ -35,13 +36,15 @@ class Headers:
 class Send:
     """Bytes of the answer arrive.
 
-    `text` is what they add to its text; `finishes`: they hold the finish reason, which completes it; `completes`: they
-    hold the event that ends a complete answer; `usage`: they hold the usage; `progress`: they are a part of the answer,
-    and not only something that keeps the connection open; `fails`: they hold an error.
+    `text` is what they add to its text, and `reasoning` to its reasoning; `finishes`: they hold the finish reason,
+    which completes it; `completes`: they hold the event that ends a complete answer; `usage`: they hold the usage;
+    `progress`: they are a part of the answer, and not only something that keeps the connection open; `fails`: they hold
+    an error.
     """
 
     content: bytes
     text: str = ""
+    reasoning: str = ""
     completes: bool = False
     finishes: bool = False
     usage: bool = False
@@ -76,8 +79,8 @@ class Scenario:
     """What happens, but for the order in which the parties take turns.
 
     `upstream` has one script for each backend, in the order in which they are preferred; a script that ends early goes
-    silent. `caller`: what the caller (and at last the web server, which may shut down) does. `on_probation`: the
-    backends that failed a moment ago.
+    silent. `wires` are those of the backends, by default chat completions. `caller`: what the caller (and at last the
+    web server, which may shut down) does. `on_probation`: the backends that failed a moment ago.
     """
 
     request: WireRequest
@@ -86,6 +89,7 @@ class Scenario:
     accept: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     on_probation: Sequence[int] = ()
+    wires: Sequence[Wire] = ()
 
 
 # ── The parties ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,7 +146,7 @@ class ScriptedAnswer:
 class ScriptedBackend:
     """The client of one backend's model service (`relay.upstream.client.ModelServiceClient`) and its script."""
 
-    def __init__(self, index: int, script: Sequence[UpstreamStep]) -> None:
+    def __init__(self, index: int, script: Sequence[UpstreamStep], *, shows_reasoning: bool = False) -> None:
         self.index = index
         self.name = f"backend-{index}"
         self.remaining = list(script)
@@ -153,6 +157,9 @@ class ScriptedBackend:
         self.answer: ScriptedAnswer | None = None
         self.delivered = ""  # text
         self.text_times: list[float] = []  # when each part of the text arrived, in the loop's time
+        self.reasoning = ""  # what was delivered of it
+        self.output_times: list[float] = []  # when text arrived, or reasoning that the caller is sent
+        self.shows_reasoning = shows_reasoning
         self.last_step = 0.0  # when the script's last step happened
         self.last_progress = 0.0  # when the last step happened that was a part of an answer
         self.usage_delivered = False
@@ -211,6 +218,10 @@ class ScriptedBackend:
             self.delivered += step.text
             if step.text:
                 self.text_times.append(now)
+            reasoning = step.reasoning if isinstance(step, Send) else ""
+            self.reasoning += reasoning
+            if step.text or (reasoning and self.shows_reasoning):
+                self.output_times.append(now)
             if step.completes:
                 self.complete, self.over_at = True, now
         if isinstance(step, Send):
@@ -333,15 +344,22 @@ class World:
         self.loop = loop
         self.began = loop.time()
         self.settings = Settings(backends=(), **scenario.settings)
-        self.backends = [ScriptedBackend(n, script) for n, script in enumerate(scenario.upstream)]
+        self.encoder = scenario.request.encoder(scenario.accept)
+        asked = getattr(scenario.request, "reasoning_summary", None) is not None
+        self.shows_reasoning = asked and isinstance(self.encoder, SSEEncoder | NDJSONEncoder)
+        self.backends = [
+            ScriptedBackend(n, script, shows_reasoning=self.shows_reasoning)
+            for n, script in enumerate(scenario.upstream)
+        ]
+        wires: Sequence[Wire] = scenario.wires or ("chat",) * len(self.backends)
         self.caller = ScriptedCaller(scenario.caller, loop)
         self.pool = [
             Backend(
-                BackendSettings(it.name, f"http://{it.name}/", it.name, "model", priority),
+                BackendSettings(it.name, f"http://{it.name}/", it.name, "model", priority, wire),
                 {f"http://{it.name}/": cast(Any, it)},
                 clock=loop.time,
             )
-            for priority, it in enumerate(self.backends)
+            for priority, (it, wire) in enumerate(zip(self.backends, wires, strict=True))
         ]
         for index in scenario.on_probation:
             self.pool[index].record_refusal(Refusal(UPSTREAM_ERROR, "500"))
@@ -353,7 +371,6 @@ class World:
         self.closed_at: float | None = None  # when the response was over: the web server closes what has no end
         self.cancelled = False  # the stream's task was, from outside
         self.responded_at: float | None = None
-        self.encoder = scenario.request.encoder(scenario.accept)
         self.stream = Stream(
             cast(Any, self.caller),
             Failover("model", list(self.pool)),

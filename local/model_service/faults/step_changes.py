@@ -15,6 +15,7 @@ type Insertion = Step | Callable[[Reply], Event | None]
 
 HTML_PAGE = Raw(html_page(200, "Sign in").body)
 PAUSE = Pause(0)
+REASONING = ("Let me ", "think.")
 
 # Errors and other events as servers other than Azure's are known to send them, in the middle of a stream.
 NAMED_ERROR = Event("odd", b'{"code":"Throttling.AllocationQuota","message":"Allocated quota exceeded."}', b"error")
@@ -124,6 +125,16 @@ def before_each_token(make: Callable[[Reply], Event]) -> StepChange:
             yield step
 
     return change
+
+
+def reasoning_first(steps: Steps, reply: Reply, _: Arguments) -> Steps:
+    """Reasoning, in events of its own, before the first token."""
+    waiting = True
+    for step in steps:
+        if waiting and isinstance(step, Token):
+            waiting = False
+            yield from map(reply.reasoning_event, REASONING)
+        yield step
 
 
 def error_event(reply: Reply) -> Event:

@@ -382,6 +382,12 @@ FAULTS: dict[str, Fault] = {
             wires=STREAMING,
         ),
         Fault(
+            "reasoning",
+            "reasoning beside the text, before the first token, as many open models send it",
+            steps=step_changes.reasoning_first,
+            wires=CHAT,
+        ),
+        Fault(
             "null-content",
             "an event with text null before each token",
             steps=before_each_token(text_event(None)),

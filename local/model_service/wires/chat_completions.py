@@ -15,7 +15,7 @@ import msgspec
 from local.model_service import answers, text_generation
 from local.model_service.answers import REASONING_TOKENS, SCHEMA_ERRORS, ToolCall
 from local.model_service.content_filter import filter_results, prompt_filter_results
-from local.model_service.deployments import is_embedding, is_reasoning, model_name
+from local.model_service.deployments import has_chat, is_reasoning, model_name
 from local.model_service.encoding import Document, as_json
 from local.model_service.errors import ErrorResponse, error_object, invalid_request, wrong_operation
 from local.model_service.reply import Reply
@@ -30,7 +30,7 @@ class ChatCompletions(GenerationWire):
     path = "/chat/completions"
 
     def validate(self, body: Document) -> ErrorResponse | None:
-        if is_embedding(body["model"]):
+        if not has_chat(body["model"]):
             return wrong_operation("chatCompletion", body["model"])
         if not body.get("messages"):
             return invalid_request("missing_required_parameter", "Missing required parameter: 'messages'.", "messages")
@@ -382,6 +382,9 @@ class ChatReply(Reply):
 
     def text_event(self, text: str | None) -> Event:
         return Event("content", self.delta({"content": text}))
+
+    def reasoning_event(self, text: str) -> Event:
+        return Event("odd", self.delta({"reasoning_content": text}))
 
     def raw_text_event(self, literal: bytes) -> Event:
         return Event("odd", b'{"choices":[{"delta":{"content":%b},"finish_reason":null,"index":0}]}' % literal)

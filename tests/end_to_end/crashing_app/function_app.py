@@ -18,6 +18,7 @@ app = the_app.app
 
 from relay.wires import stream  # noqa: E402 (the path to it is set above)
 from relay.wires.chat_decoders import TextDecoder  # noqa: E402
+from relay.wires.stream_on_chat import ChatCall  # noqa: E402
 
 
 class FaultyDecoder(TextDecoder):
@@ -29,16 +30,24 @@ class FaultyDecoder(TextDecoder):
         return super().feed(chunk)
 
 
-class FaultyRequest(stream.StreamRequest):
+class FaultyCall(ChatCall):
     """Fails where `instructions` demand it."""
 
     def decoder(self) -> Any:
-        return FaultyDecoder() if self.instructions == "fail while reading the answer" else super().decoder()
+        failing = self.request.instructions == "fail while reading the answer"
+        return FaultyDecoder() if failing else super().decoder()
 
     def upstream_request(self, **limits: int) -> Any:
-        if self.instructions == "fail before asking":
-            raise ValueError(f"what to do with {self!r}?")
+        if self.request.instructions == "fail before asking":
+            raise ValueError(f"what to do with {self.request!r}?")
         return super().upstream_request(**limits)
+
+
+class FaultyRequest(stream.StreamRequest):
+    """Is asked so."""
+
+    def on(self, wire: Any) -> Any:
+        return FaultyCall(self)
 
 
 stream.StreamRequest = FaultyRequest  # type: ignore[misc]

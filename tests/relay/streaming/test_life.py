@@ -9,12 +9,13 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pytest
 
 import relay.streaming.stream as stream_module
 from relay.problems import CLIENT_CLOSED_REQUEST, INVALID_REQUEST, RATE_LIMITED, UPSTREAM_ERROR
+from relay.settings import Wire
 from relay.streaming.events import Decoder, Encoder
 from relay.telemetry import Record
 from relay.upstream.failures import Refusal
@@ -185,7 +186,7 @@ class TestCompleteAnswer:
         await finish(world)
         sent = world.backends[0].request
         assert sent is not None
-        expected = STREAM.upstream_request(max_output_tokens=7)
+        expected = STREAM.on("chat").upstream_request(max_output_tokens=7)
         # Not an address of Azure: the limit goes under both of its names.
         assert sent.parameters == {**expected.parameters, "max_tokens": 7}
         assert (sent.path, sent.stream, sent.fields) == (expected.path, True, expected.fields)
@@ -205,7 +206,7 @@ class TestCompleteAnswer:
         world = begin((Headers(), text("one "), text("two"), Send(b"data: [DONE]\n\n")))
         await step(world, "backend-0", "backend-0", "server", "backend-0", "backend-0")
         record = await finish(world)
-        estimate = STREAM.upstream_request(max_output_tokens=1).estimated_input_tokens()
+        estimate = STREAM.on("chat").upstream_request(max_output_tokens=1).estimated_input_tokens()
         assert (record.usage, record.usage_estimated) == (Usage(estimate, 2), True)
 
     @virtual_time
@@ -778,11 +779,14 @@ class Faulty:
     whole: bool = False
     request: WireRequest = STREAM
 
+    def on(self, wire: Wire) -> Self:
+        return self
+
     def upstream_request(self, *, max_output_tokens: int) -> UpstreamRequest:
-        return self.request.upstream_request(max_output_tokens=max_output_tokens)
+        return self.request.on("chat").upstream_request(max_output_tokens=max_output_tokens)
 
     def decoder(self) -> Decoder:
-        decoder = self.request.decoder()
+        decoder = self.request.on("chat").decoder()
         if self.fails == "feed":
             feed = decoder.feed
 

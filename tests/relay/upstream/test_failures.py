@@ -383,13 +383,14 @@ FIELDS = {"messages": "input", "temperature": "temperature"}
 
 
 class TestBadRequest:
-    def test_the_callers_field_is_named(self) -> None:
-        error = {"code": "x", "param": "messages", "message": "Too long."}
+    @pytest.mark.parametrize("param", ["messages", "messages[0]", "messages[0].content[1].image_url", "messages.0"])
+    def test_the_callers_field_is_named(self, param: str) -> None:
+        error = {"code": "x", "param": param, "message": "Too long."}
         assert classify(error, status=400, fields=FIELDS).problem == refused(error).with_errors(
             FieldError("input", "is not accepted by this model; leave it out or change it")
         )
 
-    @pytest.mark.parametrize("param", ["messages[0]", "other", None, ["messages"]])
+    @pytest.mark.parametrize("param", ["other", "other[0]", "other.messages", None, ["messages"]])
     def test_unless_there_is_no_such_field(self, param: Any) -> None:
         shown = {"param": param} if isinstance(param, str) else {}
         assert classify({"param": param}, status=400, fields=FIELDS).problem == refused(shown)

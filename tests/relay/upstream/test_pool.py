@@ -20,8 +20,9 @@ from relay.problems import (
     UPSTREAM_ERROR,
     UPSTREAM_TIMEOUT,
     FieldError,
+    Problem,
 )
-from relay.settings import BackendSettings, Identity, Settings
+from relay.settings import BackendSettings, Identity, Settings, Wire
 from relay.upstream import pool as pool_module
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend, BackendPool, Failover
@@ -578,6 +579,16 @@ SEVERAL = (
     BackendSettings("b", TWO, "mini-2", "mini", 2),
     BackendSettings("c", TWO, "large", "large"),
 )
+WIRES = Settings(
+    (
+        BackendSettings("a", ONE, "m1", "mixed", 1, "chat"),
+        BackendSettings("b", TWO, "m2", "mixed", 2, "responses"),
+        BackendSettings("c", TWO, "m3", "mixed", 3, "chat"),
+        BackendSettings("d", ONE, "c", "chat"),
+        BackendSettings("e", ONE, "r", "responses", 1, "responses"),
+        BackendSettings("f", ONE, "e", "embeddings", 1, "embeddings"),
+    )
+)
 
 
 class TestBackendPool:
@@ -604,6 +615,48 @@ class TestBackendPool:
         again = pool.failover("mini")
         assert isinstance(again, Failover)
         assert again.has_more(), "a pass takes no backend from the next one"
+
+    @pytest.mark.parametrize(
+        ("wires", "asked"),
+        [
+            (("chat", "responses"), {"mixed": ["a", "b", "c"], "chat": ["d"], "responses": ["e"]}),
+            (("chat",), {"mixed": ["a", "c"], "chat": ["d"], "responses": ["e"]}),
+            (("responses",), {"mixed": ["b"], "chat": ["d"], "responses": ["e"]}),
+            (("embeddings",), {"mixed": ["a", "b", "c"], "chat": ["d"], "embeddings": ["f"]}),
+        ],
+        ids=["stream", "chat", "responses", "embeddings"],
+    )
+    def test_the_backends_that_have_the_wire_are_asked_and_where_none_is_known_to_all(
+        self, wires: tuple[Wire, ...], asked: dict[str, list[str]]
+    ) -> None:
+        pool = BackendPool(WIRES)
+        for model, expected in asked.items():
+            failover = pool.failover(model, wires=wires)
+            assert isinstance(failover, Failover)
+            assert names(failover, BUSY) == expected
+
+    def test_a_model_of_embeddings_generates_no_text(self) -> None:
+        wires: tuple[tuple[Wire, ...], ...] = (("chat",), ("responses",), ("chat", "responses"))
+        for by in wires:
+            problem = BackendPool(WIRES).failover("embeddings", wires=by)
+            assert isinstance(problem, Problem)
+            assert (problem.code, problem.status) == ("invalid_request", 400)
+            assert problem.errors == (
+                FieldError(
+                    "model",
+                    "is a model of embeddings: send it to POST /v1/embeddings, or name a model of text out of "
+                    "GET /v1/models",
+                ),
+            )
+
+    def test_the_wire_is_that_of_the_backend_asked_now(self) -> None:
+        failover = BackendPool(WIRES).failover("mixed")
+        assert isinstance(failover, Failover)
+        found = [failover.wire]
+        while failover.next() is not None:
+            found.append(failover.wire)
+        assert found == ["chat", "chat", "responses", "chat"]
+        assert Failover("m", []).wire == "chat"
 
     async def test_connecting(self, connection: FakeConnection) -> None:
         settings = Settings(SEVERAL, api_key="the-key")

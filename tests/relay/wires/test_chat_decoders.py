@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.problems import CONTENT_FILTER, CONTEXT_LENGTH_EXCEEDED, RATE_LIMITED, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED
-from relay.streaming.events import Decoder, Done, Event, Failed, Text, Verbatim
+from relay.streaming.events import Decoder, Done, Event, Failed, Reasoning, Text, Verbatim
 from relay.upstream import sse
 from relay.usage import Usage
 from relay.wires import chat_decoders
@@ -127,6 +127,63 @@ class TestText:
         events = decoded(delta("a") + delta("b") + event(error={"code": "x"}))
         assert [type(found) for found in events] == [Text, Failed]
         assert text_of(events) == "ab"
+
+
+class TestReasoning:
+    """What open models send beside the text of the answer."""
+
+    @staticmethod
+    def decoded(*deltas: dict[str, Any], reasoning: bool = True) -> list[Event]:
+        decoder = TextDecoder(reasoning=reasoning)
+        chunks = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
+        return decoder.feed("".join(f"data: {chunk}\n\n" for chunk in chunks).encode())
+
+    @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+    def test_under_each_of_its_names(self, name: str) -> None:
+        deltas: list[dict[str, Any]] = [
+            {"role": "assistant", "content": "", name: ""},
+            {name: "hm", "content": None},
+            {name: "so", "content": "a"},
+            {name: None, "content": "b"},
+        ]
+        assert self.decoded(*deltas) == [Reasoning(b'"hm"'), Reasoning(b'"so"'), Text(b'"ab"')]
+        assert self.decoded(*deltas, reasoning=False) == [Text(b'"ab"')]
+
+    def test_once_under_both_names(self) -> None:
+        assert self.decoded({"reasoning_content": "hm", "reasoning": "hm"}) == [Reasoning(b'"hm"')]
+        assert self.decoded({"reasoning_content": "", "reasoning": "hm"}) == [Reasoning(b'"hm"')]
+
+    @pytest.mark.parametrize("value", [1, {"a": 1}, ["hm"], True])
+    def test_what_is_no_text(self, value: Any) -> None:
+        assert self.decoded({"reasoning": value, "content": "a"}) == [Text(b'"a"')]
+
+    def test_as_parts_of_the_content(self) -> None:
+        thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "h"}, {"type": "text", "text": "m"}, 1]}
+        parts = [thinking, {"type": "thinking", "thinking": "x"}, {"type": "text", "text": "a"}]
+        assert self.decoded({"content": parts}) == [Reasoning(b'"hm"'), Text(b'"a"')]
+        assert self.decoded({"content": parts}, reasoning=False) == [Text(b'"a"')]
+
+    def test_it_is_no_output_token(self) -> None:
+        decoder = TextDecoder(reasoning=True)
+        decoder.feed(b'data: {"choices":[{"index":0,"delta":{"reasoning":"x"}}]}\n\n')
+        assert (decoder.deltas, decoder.progress) == (0, 1)
+
+    @pytest.mark.parametrize("half", ["", "\\ud83c"])
+    def test_in_a_document_in_place_of_a_stream(self, half: str) -> None:
+        decoder = TextDecoder(reasoning=True)
+        message = f'{{"content":"a{half}","reasoning_content":"hm"}}'
+        decoder.feed(f'{{"choices":[{{"index":0,"message":{message},"finish_reason":"stop"}}]}}'.encode())
+        assert decoder.end()[:-1] == [Reasoning(b'"hm"'), Text(f'"a{half}"'.encode())]
+
+    def test_beside_half_a_surrogate_pair(self) -> None:
+        decoder = TextDecoder(reasoning=True)
+        events = decoder.feed(b'data: {"id":"\\ud83c","choices":[{"index":0,"delta":{"reasoning":"hm"}}]}\n\n')
+        assert events == [Reasoning(b'"hm"')]
+
+    def test_bytes_that_are_not_utf8(self) -> None:
+        decoder = TextDecoder(reasoning=True)
+        events = decoder.feed(b'data: {"choices":[{"index":0,"delta":{"reasoning":"caf\xe9"}}]}\n\n')
+        assert events == [Reasoning('"caf\ufffd"'.encode())]
 
 
 class TestEnd:

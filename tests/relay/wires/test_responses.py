@@ -34,7 +34,7 @@ class TestParse:
     def test_a_minimal_request(self) -> None:
         request = accepted()
         assert (request.model, request.stream, request.background) == (None, False, False)
-        assert (request.max_output_tokens, request.response_id, request.compact) == (None, None, False)
+        assert (request.max_output_tokens, request.response_id, request.action) == (None, None, None)
 
     def test_all_members_that_are_read(self) -> None:
         request = accepted(

@@ -15,6 +15,7 @@ from relay.problems import (
     RATE_LIMITED,
     UPSTREAM_ERROR,
     UPSTREAM_INTERRUPTED,
+    Problem,
 )
 from relay.streaming.events import Done, Event, Failed, Text, Verbatim
 from relay.usage import Usage
@@ -238,7 +239,7 @@ class TestBeforeTheFirstOutput:
         events = decoder.feed(CREATED + IN_PROGRESS + ITEM + PART + (end or b"")) or [decoder.end()[-1]]
         assert len(events) == 1
         assert isinstance(events[0], Failed)
-        assert not events[0].passed_on
+        assert events[0].event is None
 
     def test_a_response_without_output(self) -> None:
         events = decoded(CREATED + COMPLETED)
@@ -289,17 +290,20 @@ class TestEnd:
 
     def test_failed_is_passed_on_after_output(self) -> None:
         events = decoded(CREATED + DELTA + FAILED)
-        assert passed_on(events) == CREATED + DELTA + FAILED
+        assert passed_on(events) == CREATED + DELTA
         failed = ending(events)
         assert isinstance(failed, Failed)
-        assert (failed.problem, failed.passed_on) == (UPSTREAM_ERROR, True)
+        assert failed.problem == UPSTREAM_ERROR
+        assert failed.event is not None
+        assert b"data: %b\n\n" % failed.event in FAILED
         assert failed.reason == "the model service sent an error in its answer, code server_error"
 
     @pytest.mark.parametrize("error", [None, {}])
     def test_failed_without_an_error(self, error: Any) -> None:
         last = event("response.failed", response=response("failed", error=error))
         silent = "the model service's response failed without an error"
-        assert ending(decoded(DELTA, last)) == Failed(UPSTREAM_ERROR, silent, passed_on=True)
+        data = last.split(b"data: ")[1].rstrip()
+        assert ending(decoded(DELTA, last)) == Failed(UPSTREAM_ERROR, silent, event=data)
         told = event("error", error={"code": "rate_limit_exceeded", "message": "x"})
         for sent, problem in ((told, RATE_LIMITED), (DELTA, UPSTREAM_ERROR), (COMPLETED, UPSTREAM_ERROR)):
             decoder = EventDecoder()
@@ -308,7 +312,7 @@ class TestEnd:
             assert passed_on(events) == b""
             failed = ending(events)
             assert isinstance(failed, Failed)
-            assert (failed.problem, failed.passed_on) == (problem, False)
+            assert (failed.problem, failed.event) == (problem, None)
         decoder = EventDecoder()
         decoder.feed(last)
         assert decoder.end()[-1] == Failed(UPSTREAM_ERROR, silent)
@@ -517,7 +521,7 @@ class TestErrors:
             events = decoded(before + sent + DELTA)
             failed = ending(events)
             assert isinstance(failed, Failed)
-            assert (failed.problem, failed.passed_on) == (problem, False)
+            assert (failed.problem, failed.event) == (problem, None)
             assert passed_on(events) == (before if DELTA in before else b"")
 
 
@@ -566,9 +570,49 @@ class TestEncoder:
 
     def test_the_model_services_own_end_is_the_only_one(self) -> None:
         encoder = EventEncoder()
-        assert encoder.failed(Failed(UPSTREAM_ERROR, "reason", passed_on=True), "request-1") == b""
         assert encoder.done(Done("completed", None, None, None)) == b""
         assert encoder.text(Text(b'"x"')) == b""
+
+    @pytest.mark.parametrize(
+        ("error", "problem", "told"),
+        [
+            (
+                {"code": "server_error", "message": "at https://secret.example.com"},
+                UPSTREAM_ERROR,
+                {"code": "server_error", "message": f"{UPSTREAM_ERROR.title}. {UPSTREAM_ERROR.detail}"},
+            ),
+            (
+                {"code": "a secret", "message": "x"},
+                UPSTREAM_ERROR,
+                {"code": "upstream_error", "message": f"{UPSTREAM_ERROR.title}. {UPSTREAM_ERROR.detail}"},
+            ),
+            (
+                {"code": "invalid_prompt", "message": "a secret", "more": "a secret"},
+                INVALID_REQUEST.with_upstream_error({"message": "Not this."}),
+                {"code": "invalid_prompt", "message": "Not this."},
+            ),
+            (
+                "a secret",
+                RATE_LIMITED,
+                {"code": "rate_limited", "message": f"{RATE_LIMITED.title}. {RATE_LIMITED.detail}"},
+            ),
+            (None, UPSTREAM_ERROR, None),
+        ],
+        ids=range(5),
+    )
+    def test_a_failed_response_says_what_the_problem_says(self, error: Any, problem: Problem, told: Any) -> None:
+        """The upstream's text can hold anything; the rest of its event is passed on."""
+        members = response("failed", error=error, output=[1.0, "caf\u00e9", "\ud83c"])
+        sent = data("response.failed", 7, response=members)
+        content = EventEncoder().failed(Failed(problem, "reason", event=sent), "request-1")
+        name, shown = content.removesuffix(b"\n\n").split(b"\ndata: ")
+        assert name == b"event: response.failed"
+        assert json.loads(shown) == {**json.loads(sent), "response": {**members, "error": told}}
+
+    @pytest.mark.parametrize("sent", [b'{"type":"response.failed"}', b'{"type":"response.failed","response":1}'])
+    def test_a_failed_response_without_one(self, sent: bytes) -> None:
+        content = EventEncoder().failed(Failed(UPSTREAM_ERROR, "reason", event=sent), "request-1")
+        assert content == b"event: response.failed\ndata: %b\n\n" % sent
 
     def test_its_properties(self) -> None:
         encoder = EventEncoder()

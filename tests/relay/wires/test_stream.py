@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from relay.problems import INVALID_JSON, INVALID_REQUEST, FieldError, Problem
-from relay.upstream.request import chat_additions
+from relay.settings import Wire
+from relay.streaming.events import Done, Reasoning
+from relay.upstream.request import UpstreamRequest, chat_additions, response_additions
 from relay.wires import stream
 from relay.wires.chat_decoders import TextDecoder
-from relay.wires.stream import MAX_MESSAGES, StreamRequest
+from relay.wires.responses_text import ResponseTextDecoder
+from relay.wires.stream import MAX_MESSAGES, MAX_PARTS, MAX_URL_LENGTH, StreamRequest
 from relay.wires.stream_encoders import JSONDocumentEncoder, NDJSONEncoder, SSEEncoder
 
 
@@ -38,12 +41,12 @@ def errors(document: Any) -> dict[str, str]:
 
 
 def parameters(request: StreamRequest, max_output_tokens: int = 100) -> dict[str, Any]:
-    return request.upstream_request(max_output_tokens=max_output_tokens).parameters
+    return request.on("chat").upstream_request(max_output_tokens=max_output_tokens).parameters
 
 
 class TestUpstreamRequest:
     def test_a_minimal_request(self) -> None:
-        request = accepted({"input": "hello"}).upstream_request(max_output_tokens=100)
+        request = accepted({"input": "hello"}).on("chat").upstream_request(max_output_tokens=100)
         assert request.parameters == {
             "messages": [{"role": "user", "content": "hello"}],
             "stream": True,
@@ -57,7 +60,9 @@ class TestUpstreamRequest:
             "top_p": "top_p",
             "reasoning_effort": "reasoning_effort",
         }, "a limit that the caller did not set is not the caller's"
-        with_limit = accepted({"input": "hello", "max_output_tokens": 7}).upstream_request(max_output_tokens=100)
+        with_limit = (
+            accepted({"input": "hello", "max_output_tokens": 7}).on("chat").upstream_request(max_output_tokens=100)
+        )
         limits = {"max_completion_tokens": "max_output_tokens", "max_tokens": "max_output_tokens"}
         assert with_limit.fields == {**request.fields, **limits}
         assert with_limit.additions == chat_additions(stream=True, max_output_tokens=100, limit=7)
@@ -88,7 +93,9 @@ class TestUpstreamRequest:
             "top_p": 0,
             "reasoning_effort": "high",
         }
-        assert request.upstream_request(max_output_tokens=100).stream, "the upstream is always asked for a stream"
+        assert request.on("chat").upstream_request(max_output_tokens=100).stream, (
+            "the upstream is always asked for a stream"
+        )
 
     @pytest.mark.parametrize(("requested", "sent"), [(None, 100), (1, 1), (100, 100), (101, 100), (10**30, 100)])
     def test_the_output_limit_is_the_lower_one(self, requested: int | None, sent: int) -> None:
@@ -120,6 +127,259 @@ class TestUpstreamRequest:
         assert parameters(request, 1)["messages"] == [{"role": "user", "content": text}]
 
 
+LONG: Final = 16 * 1024  # bytes; a body above that is pruned before the validator reads it
+UNKNOWN: Final = "is not a field of this request; leave it out"
+IMAGE: Final = "https://pictures.example.com/cat.png?sig=a%2Fb"
+DATA_URL: Final = "data:image/png;base64,iVBORw0KGgo="
+PARTS: Final = [
+    {"type": "input_text", "text": "What is it?"},
+    {"type": "input_image", "image_url": IMAGE, "detail": "low"},
+    {"type": "input_image", "image_url": DATA_URL},
+]
+
+
+class TestUpstreamRequestByResponses:
+    @staticmethod
+    def sent(document: Any, max_output_tokens: int = 100) -> UpstreamRequest:
+        return accepted(document).on("responses").upstream_request(max_output_tokens=max_output_tokens)
+
+    def test_a_minimal_request(self) -> None:
+        request = self.sent({"input": "hello"})
+        assert request.parameters == {"input": "hello", "stream": True, "store": False, "max_output_tokens": 100}
+        assert (request.path, request.stream, request.method) == ("/responses", True, "POST")
+        assert (request.creates_response, request.counts_usage, request.operation) == (False, True, "chat")
+        assert request.fields == {
+            "input": "input",
+            "instructions": "instructions",
+            "temperature": "temperature",
+            "top_p": "top_p",
+            "reasoning.effort": "reasoning_effort",
+            "reasoning.summary": "reasoning_summary",
+        }, "a limit that the caller did not set is not the caller's"
+        with_limit = self.sent({"input": "hello", "max_output_tokens": 7})
+        assert with_limit.fields == {**request.fields, "max_output_tokens": "max_output_tokens"}
+        assert with_limit.additions == response_additions(max_output_tokens=100, limit=7)
+
+    def test_a_request_with_all_fields(self) -> None:
+        conversation = [
+            {"role": role, "content": role} for role in ("system", "developer", "user", "assistant", "user")
+        ]
+        request = self.sent(
+            {
+                "input": conversation,
+                "instructions": "Be brief.",
+                "model": "m",
+                "temperature": 2,
+                "top_p": 0,
+                "max_output_tokens": 50,
+                "reasoning_effort": "high",
+                "reasoning_summary": "detailed",
+                "stream": False,
+            }
+        )
+        assert request.parameters == {
+            "input": conversation,
+            "instructions": "Be brief.",
+            "stream": True,
+            "store": False,
+            "max_output_tokens": 50,
+            "temperature": 2,
+            "top_p": 0,
+            "reasoning": {"effort": "high", "summary": "detailed"},
+        }
+        assert request.stream, "the upstream is always asked for a stream"
+
+    @pytest.mark.parametrize(("name", "member"), [("reasoning_effort", "effort"), ("reasoning_summary", "summary")])
+    def test_one_of_the_two_about_reasoning(self, name: str, member: str) -> None:
+        parameters = self.sent({"input": "x", name: "auto"}).parameters
+        assert parameters is not None
+        assert parameters["reasoning"] == {member: "auto"}
+
+    @pytest.mark.parametrize(("requested", "sent"), [(None, 100), (1, 1), (100, 100), (101, 100)])
+    def test_the_output_limit_is_the_lower_one(self, requested: int | None, sent: int) -> None:
+        parameters = self.sent({"input": "x", "max_output_tokens": requested}).parameters
+        assert parameters is not None
+        assert parameters["max_output_tokens"] == sent
+
+    def test_empty_instructions_are_not_sent(self) -> None:
+        assert "instructions" not in (self.sent({"input": "x", "instructions": ""}).parameters or {})
+
+    def test_images(self) -> None:
+        request = self.sent({"input": [{"role": "user", "content": PARTS}]})
+        assert request.parameters is not None
+        assert request.parameters["input"] == [
+            {"role": "user", "content": [PARTS[0], PARTS[1], {**PARTS[2], "detail": "auto"}]}
+        ]
+        assert request.image_bytes == len(IMAGE) + len(DATA_URL)
+
+    @pytest.mark.parametrize("asked", [True, False])
+    def test_the_decoder(self, asked: bool) -> None:
+        call = accepted({"input": "x", **({"reasoning_summary": "auto"} if asked else {})}).on("responses")
+        decoder = call.decoder()
+        assert isinstance(decoder, ResponseTextDecoder)
+        assert call.decoder() is not decoder
+        thought = b'data: {"type":"response.reasoning_summary_text.delta","delta":"x"}\n\n'
+        assert decoder.feed(thought) == ([Reasoning(b'"x"')] if asked else [])
+
+
+class TestImages:
+    def test_by_chat_completions(self) -> None:
+        request = accepted({"input": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": "a cat"}]})
+        assert parameters(request)["messages"] == [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
+                    {"type": "image_url", "image_url": {"url": DATA_URL}},
+                ],
+            },
+            {"role": "assistant", "content": "a cat"},
+        ]
+        assert request.on("chat").upstream_request(max_output_tokens=1).image_bytes == len(IMAGE) + len(DATA_URL)
+
+    def test_their_length_is_not_taken_for_tokens(self) -> None:
+        """A token of text is about four bytes; an image is some hundreds of tokens, however long its data URL is."""
+        content = [{"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}]
+        request = accepted({"input": [{"role": "user", "content": content}]})
+        wires: tuple[Wire, ...] = ("chat", "responses")
+        for wire in wires:
+            assert request.on(wire).upstream_request(max_output_tokens=1).estimated_input_tokens() < 100
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://x/",
+            "https://x",
+            "https://x?a=b@c",
+            "https://caf\u00e9.example.com:8443/\u00e9.png#x",
+            "https://[::1]/a.png",
+            "https://x/" + "a" * (MAX_URL_LENGTH - 10),
+            DATA_URL,
+            "data:image/jpeg;base64,/9j/4AAQ",
+            "data:image/gif;base64,R0lG",
+            "data:image/webp;base64," + "A" * 200_000 + "==",
+        ],
+        ids=lambda url: url[:40],
+    )
+    def test_an_address(self, url: str) -> None:
+        request = accepted({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]})
+        (message,) = parameters(request)["messages"]
+        assert message["content"][0]["image_url"]["url"] == url
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "http://x/a.png",
+            "HTTPS://x/a.png",
+            "https://",
+            "https:///a.png",
+            "https://user:secret@x/a.png",
+            "https://user@x",
+            "https://x/a b.png",
+            "https://x/a.png\n",
+            "https:\\\\x",
+            "ftp://x/a.png",
+            "file:///etc/passwd",
+            "a.png",
+            "data:image/svg+xml;base64,AAAA",
+            "data:text/html;base64,AAAA",
+            "data:image/png,AAAA",
+            "data:image/png;base64,",
+            "data:image/png;base64,A-_A",
+            "data:image/png;base64,AAA\n",
+            "data:image/png;base64,A===",
+            " " + DATA_URL,
+        ],
+    )
+    def test_what_is_no_address_of_an_image(self, url: str) -> None:
+        parts = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": url}]
+        messages = [{"role": "user", "content": "x"}, {"role": "user", "content": parts}]
+        expected = {
+            "input[1].content[1].image_url": "must be an https:// address, or a data URL of a png, jpeg, gif or webp "
+            "image in base64, such as data:image/png;base64,\u2026"
+        }
+        assert errors({"input": messages}) == errors({"input": messages, "instructions": "x" * LONG}) == expected
+
+    def test_too_long_an_address(self) -> None:
+        content = [{"type": "input_image", "image_url": "https://x/" + "a" * (MAX_URL_LENGTH - 9)}]
+        assert errors({"input": [{"role": "user", "content": content}]}) == {
+            "input[0].content[0].image_url": "must have at most 8192 characters, or be a data URL"
+        }
+
+    @pytest.mark.parametrize("role", ["system", "developer", "assistant"])
+    def test_only_a_user_sends_parts(self, role: str) -> None:
+        assert errors({"input": [{"role": role, "content": PARTS}]}) == {
+            "input[0].content": "must be a string; only a message of the user may be a list"
+        }
+
+    def test_the_number_of_parts_is_bounded(self) -> None:
+        messages = [{"role": "user", "content": [PARTS[0]] * MAX_PARTS}]
+        assert len(parameters(accepted({"input": messages}))["messages"][0]["content"]) == MAX_PARTS
+        messages[0]["content"] = [PARTS[0]] * (MAX_PARTS + 1)
+        for document in ({"input": messages}, {"input": messages, "instructions": "x" * LONG}):
+            assert errors(document) == {"input[0].content": "must have at most 64 parts"}
+
+    @pytest.mark.parametrize(
+        ("part", "field", "message"),
+        [
+            ({}, "[0].type", "must be 'input_text' or 'input_image'"),
+            ({"type": "image_url"}, "[0].type", "must be 'input_text' or 'input_image'"),
+            ({"type": 1}, "[0].type", "must be 'input_text' or 'input_image'"),
+            (1, "[0]", "must be a JSON object"),
+            ({"type": "input_text"}, "[0].text", "is required"),
+            ({"type": "input_text", "text": None}, "[0].text", "must be a string"),
+            ({"type": "input_text", "text": "x", "input_text": 1}, "[0].input_text", UNKNOWN),
+            ({"type": "input_image"}, "[0].image_url", "is required"),
+            ({"type": "input_image", "image_url": {"url": IMAGE}}, "[0].image_url", "must be a string"),
+            ({"type": "input_image", "image_url": IMAGE, "detail": 1}, "[0].detail", "must be 'auto', 'low' or 'high'"),
+            ({"type": "input_image", "file_id": "f"}, "[0].image_url", "is required"),
+        ],
+    )
+    def test_a_wrong_part(self, part: Any, field: str, message: str) -> None:
+        found = errors({"input": [{"role": "user", "content": [part]}]})
+        assert found[f"input[0].content{field}"] == message
+
+    @pytest.mark.parametrize("wrong", [1, {}, {"type": "input_text", "text": "x", "a": 1}])
+    def test_a_wrong_part_of_a_long_body(self, wrong: Any) -> None:
+        messages = [{"role": "user", "content": "x"}, {"role": "user", "content": [PARTS[0], wrong]}]
+        assert rejected(padded({"input": messages})) == INVALID_REQUEST.with_errors(
+            FieldError(
+                "input[1].content[1]",
+                'must be {"type": "input_text", "text": "\u2026"} or {"type": "input_image", "image_url": "\u2026"}',
+            )
+        )
+
+    def test_names_that_are_like_those_of_kinds(self) -> None:
+        assert errors({"input": [{"role": "user", "content": "x", "(text)": 1}]}) == {"input[0].(text)": UNKNOWN}
+        assert errors({"input": [{"role": "user", "content": "x", "input_text": 1}]}) == {
+            "input[0].input_text": UNKNOWN
+        }
+
+
+@pytest.mark.parametrize("summary", ["auto", "concise", "detailed"])
+def test_a_summary_of_the_reasoning(summary: str) -> None:
+    request = accepted({"input": "x", "reasoning_summary": summary})
+    assert "reasoning" not in json.dumps(parameters(request)), "chat completions have no parameter for it"
+    thought = b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"x"}}]}\n\n'
+    assert request.on("chat").decoder().feed(thought) == [Reasoning(b'"x"')]
+    assert accepted({"input": "x"}).on("chat").decoder().feed(thought) == []
+
+
+def test_no_such_summary() -> None:
+    assert errors({"input": "x", "reasoning_summary": "none"}) == {
+        "reasoning_summary": "must be 'auto', 'concise' or 'detailed'"
+    }
+
+
+def test_a_document_shows_the_reasoning_that_was_asked_for() -> None:
+    for document in ({"input": "x", "stream": False}, {"input": "x", "stream": False, "reasoning_summary": "auto"}):
+        encoder = accepted(document).encoder(None)
+        shown = json.loads(encoder.done(Done("stop", None, None, None)) or b"")
+        assert ("reasoning" in shown) == ("reasoning_summary" in document)
+
+
 def test_a_request_is_immutable() -> None:
     with pytest.raises(ValidationError):
         accepted({"input": "x"}).stream = False  # type: ignore[misc]
@@ -129,7 +389,7 @@ class TestDecoderAndEncoder:
     @pytest.mark.parametrize("streamed", [True, False])
     def test_the_answer_is_always_decoded_from_a_stream(self, streamed: bool) -> None:
         request = accepted({"input": "x", "stream": streamed})
-        first, second = request.decoder(), request.decoder()
+        first, second = request.on("chat").decoder(), request.on("chat").decoder()
         assert isinstance(first, TextDecoder)
         assert first is not second
 
@@ -188,7 +448,8 @@ def test_a_byte_order_mark_is_ignored() -> None:
         ({"input": ["x"]}, "input[0]", "must be a JSON object"),
         ({"input": [[]]}, "input[0]", "must be a JSON object"),
         ({"input": [{"role": "user"}]}, "input[0].content", "is required"),
-        ({"input": [{"role": "user", "content": ["x"]}]}, "input[0].content", "must be a string"),
+        ({"input": [{"role": "user", "content": ["x"]}]}, "input[0].content[0]", "must be a JSON object"),
+        ({"input": [{"role": "user", "content": 1}]}, "input[0].content", "must be a string or a list of parts"),
         (
             {"input": [{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}]},
             "input[1].role",
@@ -271,9 +532,6 @@ class TestHostileRequests:
         assert len(rejected({"input": "x", "x" * 100 + "a": 1, "x" * 100 + "b": 1}).errors) == 1
 
 
-LONG = 16 * 1024  # bytes; a body above that is pruned before the validator reads it
-
-
 def padded(document: Any) -> bytes:
     """The same document in a body that is pruned."""
     return json.dumps(document).encode() + b" " * LONG
@@ -303,7 +561,10 @@ class TestLongBodies:
 
     def test_a_request_with_the_longest_conversation(self) -> None:
         document = {"input": [{"role": "user", "content": f"message {number}"} for number in range(MAX_MESSAGES)]}
-        assert accepted(document).upstream_request(max_output_tokens=1).parameters["messages"] == document["input"]
+        assert (
+            accepted(document).on("chat").upstream_request(max_output_tokens=1).parameters["messages"]
+            == document["input"]
+        )
         document["input"].append(document["input"][0])
         assert errors(document) == {"input": "must have at most 2048 messages"}
 
@@ -319,7 +580,13 @@ class TestLongBodies:
             {"input": "x", "promt": 1},
             {"input": "x", "temperature": [1, 2], "model": {"a": 1}, "stream": [[]], "instructions": [{}]},
             {"input": "x", "max_output_tokens": {}},
-            {"input": [{"role": "user", "content": [1]}]},
+            {"input": [{"role": "user", "content": {"a": 1}}]},
+            {"input": [{"role": "user", "content": []}]},
+            {"input": [{"role": "user", "content": [{"type": "text"}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": [1]}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x/"}]}]},
+            {"input": [{"role": "system", "content": [{"type": "input_text", "text": "x"}]}]},
             {"input": [{"role": {"a": 1}, "content": "x"}]},
             {"input": [{"role": "tool", "content": "x"}]},
             {f"f{number:02}": 1 for number in range(30)},
@@ -376,6 +643,8 @@ class TestLongBodies:
             {"input": [{}] * 80_000},
             {"input": [{"role": "user", "content": "x"}] * 9000},
             {"input": [{"role": "user", "content": [[]] * 80_000}]},
+            {"input": [{"role": "user", "content": [{"type": []}] * 20_000}]},
+            {"input": [{"role": "user", "content": [{"type": "input_text"} | {f"f{n}": 1 for n in range(20_000)}]}]},
             {"input": {f"f{number}": 1 for number in range(20_000)}},
             {"input": "x", "instructions": [[]] * 80_000},
             {"input": "x", "max_output_tokens": [{"a": 1}] * 20_000},

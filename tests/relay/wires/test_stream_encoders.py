@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.problems import UPSTREAM_INTERRUPTED
-from relay.streaming.events import AnswerTooLongError, Done, Encoder, Failed, Text
+from relay.streaming.events import AnswerTooLongError, Done, Encoder, Failed, Reasoning, Text
 from relay.usage import Usage
 from relay.wires import stream_encoders
 from relay.wires.chat_decoders import TextDecoder
@@ -125,6 +125,48 @@ def test_one_document_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder.text(Text(b'"%b"' % (b"x" * 1024 * 1024)))
     with pytest.raises(AnswerTooLongError, match="longer than the 1 MiB"):
         encoder.text(Text(b'"x"'))
+
+
+class TestReasoning:
+    def test_in_events(self) -> None:
+        assert SSEEncoder().text(Reasoning(b'"a\xe2\x80\xa8"')) == b'event: reasoning\ndata: {"text":"a\\u2028"}\n\n'
+        encoder = NDJSONEncoder("application/x-ndjson")
+        assert encoder.text(Reasoning(b'"a\xe2\x80\xa8"')) == b'{"type":"reasoning","text":"a\\u2028"}\n'
+
+    def test_plain_text_has_none(self) -> None:
+        encoder = PlainTextEncoder()
+        assert encoder.text(Text(b'"\\ud83c"')) == b""
+        assert encoder.text(Reasoning(b'"x"')) == b""
+        assert encoder.text(Text(b'"\\udf3f"')) == "🌿".encode()
+
+    def test_in_a_document(self) -> None:
+        encoder = JSONDocumentEncoder(reasoning=True)
+        for text in (Reasoning(b'"a"'), Text(b'"x"'), Reasoning(b'"b"')):
+            assert encoder.text(text) == b""
+        document = json.loads(encoder.done(DONE))
+        assert list(document) == ["text", "reasoning", "finish_reason", "model", "usage", "id"]
+        assert (document["text"], document["reasoning"]) == ("x", "ab")
+
+    def test_a_document_without_any(self) -> None:
+        assert json.loads(JSONDocumentEncoder(reasoning=True).done(DONE))["reasoning"] is None
+        assert "reasoning" not in json.loads(JSONDocumentEncoder().done(DONE))
+
+    def test_that_of_an_answer_that_failed_is_dropped(self) -> None:
+        encoder = JSONDocumentEncoder(reasoning=True)
+        encoder.text(Reasoning(b'"a"'))
+        encoder.restart()
+        encoder.text(Reasoning(b'"b"'))
+        assert json.loads(encoder.done(DONE))["reasoning"] == "b"
+        for other in new_encoders().values():
+            other.restart()
+
+    def test_a_document_is_bounded_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stream_encoders, "_MAX_DOCUMENT_BYTES", 10)
+        encoder = JSONDocumentEncoder(reasoning=True)
+        encoder.text(Reasoning(b'"12345"'))
+        encoder.text(Text(b'"12345"'))
+        with pytest.raises(AnswerTooLongError):
+            encoder.text(Reasoning(b'"1"'))
 
 
 def test_the_properties_of_each_format() -> None:
