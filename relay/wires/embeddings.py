@@ -9,9 +9,18 @@ from msgspec import Raw, Struct
 from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, FieldError, Problem
 from relay.streaming.events import Decoder, Done, Encoder, Event, Failed
 from relay.upstream.request import ModelName, UpstreamRequest
+from relay.upstream.sse import EventTooLongError, SSEDecoder
 from relay.usage import Usage
 from relay.wires.chat_completions import DocumentEncoder
-from relay.wires.decoding import UNREADABLE, WholeDocumentDecoder, failure_in, short_name, without_marker
+from relay.wires.decoding import (
+    BOM,
+    UNREADABLE,
+    WholeDocumentDecoder,
+    failure_in,
+    is_event_stream,
+    short_name,
+    without_marker,
+)
 from relay.wires.json_members import LookAlikes, MemberReader
 from relay.wires.openai_members import problem_of, read_members
 
@@ -102,8 +111,10 @@ class EmbeddingDecoder(WholeDocumentDecoder):
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
-        content = without_marker(bytes(self._document))
+        content = without_marker(bytes(self._document.removeprefix(BOM)))
         self._document.clear()
+        if is_event_stream(content):
+            content = _first_event(content)
         return [self._read(content)]
 
     def cut(self, reason: str) -> list[Event]:
@@ -128,6 +139,15 @@ class EmbeddingDecoder(WholeDocumentDecoder):
         self.model = short_name(document.model) or None
         self.usage = document.tokens()
         return Done(None, self.model, self.usage, None, document=content)
+
+
+def _first_event(content: bytes) -> bytes:
+    """The data of the first event, where a stream was sent in place of a document."""
+    decoder = SSEDecoder()
+    try:
+        return (decoder.feed(content) + decoder.end() or [b""])[0]
+    except EventTooLongError:
+        return b""
 
 
 def _read_end(content: bytes) -> _Document | None:

@@ -484,6 +484,10 @@ REMEDIES: Final[list[tuple[Refusal, dict[str, Any], tuple[bool | None, ...], str
     (replace(TOO_SHORT, error=HTML.decode()), {}, (True, True, False, None), ADDRESS),
     (Refusal(RATE_LIMITED, "429", status=429), {}, (True, True, True, False), BUSY_REMEDY),
     (BROKEN, {}, (True, True, True, False), FAILS),
+    *[
+        (Refusal(UPSTREAM_ERROR, str(status), status=status), {}, (True, True, True, False), ADDRESS)
+        for status in (405, 501)
+    ],
     (Refusal(CONTEXT_LENGTH_EXCEEDED, "400", status=400), {}, (True, True, True, False), FAILS),
     (Refusal(DEADLINE_EXCEEDED, "?"), {}, (True, None, None, False), FAILS),
     (Refusal(UPSTREAM_ERROR, "no connection"), {}, (True, None, None, False), UNREACHABLE),

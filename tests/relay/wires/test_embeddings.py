@@ -8,6 +8,7 @@ import pytest
 
 from relay.problems import INVALID_JSON, INVALID_REQUEST, RATE_LIMITED, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, FieldError
 from relay.streaming.events import Done, Failed
+from relay.upstream import sse
 from relay.usage import Usage
 from relay.wires import embeddings
 from relay.wires.chat_completions import DocumentEncoder
@@ -167,6 +168,24 @@ def test_a_list_that_is_not_called_one() -> None:
     done = ended(content)
     assert isinstance(done, Done)
     assert done.document == content
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"data: ", b": comment\n\ndata: "])
+def test_what_stands_before_the_document(before: bytes) -> None:
+    done = ended(before + document() + b"\n\ndata: [DONE]\n\n")
+    assert isinstance(done, Done)
+    assert done.document == document()
+
+
+@pytest.mark.parametrize("content", [b": comment\n\n", b'data: {"error":{"code":429}}\n\n'])
+def test_a_stream_without_a_document(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = ended(content)
+    assert isinstance(failed, Failed)
+    assert failed.problem == (RATE_LIMITED if b"429" in content else UPSTREAM_ERROR)
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 5)
+    failed = ended(content.rstrip())
+    assert isinstance(failed, Failed)
+    assert failed.problem == UPSTREAM_ERROR
 
 
 def test_a_connection_that_breaks_behind_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
