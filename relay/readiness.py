@@ -341,7 +341,7 @@ def _remedy(problem: Problem, refusal: Refusal, backend: Backend, settings: Sett
                 "The deployment is at its limit. Wait, raise its capacity (Terraform: open_ai_instances[].models[]"
                 ".capacity, in thousands of tokens a minute), or add a deployment of the model on another account."
             )
-        case UPSTREAM_ERROR.code if refusal.status == 200:
+        case UPSTREAM_ERROR.code if refusal.status in (200, 405, 501):
             return _ADDRESS_REMEDY
         case UPSTREAM_ERROR.code if refusal.status is None and backend.proxy is not None:
             return (

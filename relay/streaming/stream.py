@@ -293,7 +293,7 @@ class Stream:
                 chunk, broken = answer.read_remaining(), type(error).__name__
             finally:
                 watchdog.awaiting_upstream = False
-            progress = decoder.progress
+            progress, silent_since = decoder.progress, watchdog.last_received
             if chunk:
                 for event in feed(chunk):
                     if not isinstance(event, Text):
@@ -310,7 +310,12 @@ class Stream:
                 return self._take(decoder.end())
             if self._pending:
                 content, self._pending = self._pending, b""
+                began = self._loop.time()
                 await self._write(content)
+                if decoder.progress == progress:
+                    # What is passed on without being a part of the answer, such as empty events, ends no silence; but
+                    # the time in which the caller took it is not the model service's.
+                    watchdog.last_received = silent_since + watchdog.last_received - began
             if decoder.complete:
                 watchdog.lower_silence_timeout(_SILENCE_AFTER_FINISH)
 

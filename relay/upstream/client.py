@@ -127,6 +127,7 @@ class ModelServiceClient:
             headers=response.headers,
             fields=request.fields,
             not_found=request.not_found,
+            deployment=deployment,
         )
         if response.status_code in _REDIRECTS:
             refusal = _redirect(refusal)

@@ -1,6 +1,7 @@
 """Content codings of responses (RFC 9110, section 8.4.1): this app asks for none, and reads what can be read.
 
-Decoded as a stream, in bounded pieces. Brotli and Zstandard can't be: Python 3.13 has no decoder of theirs.
+Decoded as a stream, in bounded pieces. Brotli and Zstandard can't be: Python 3.13 has no decoder of theirs. What is no
+coding (`none`, `utf-8`, `aws-chunked`) is sent by servers that mean none, and ignored as other clients do.
 """
 
 import asyncio
@@ -12,6 +13,10 @@ import aiohttp
 _PIECE: Final = 256 * 1024  # bytes that one read decodes at most: a thousandth of them may have been received
 _REMAINDER: Final = 16 * 1024 * 1024  # bytes
 _DECODED: Final = frozenset(("gzip", "x-gzip", "deflate"))
+_UNREADABLE: Final = frozenset(
+    ("br", "brotli", "zstd", "compress", "x-compress", "bzip2", "xz", "lzma", "lz4", "snappy", "exi", "dcb", "dcz")
+)
+_NAMED: Final = 4  # codings of one response that an error names
 
 
 class UnreadableCodingError(Exception):
@@ -25,12 +30,11 @@ def coding_of(header: str | None) -> str | None:
     """
     if not header:
         return None
-    codings = [name for part in header.split(",") if (name := part.strip().lower()) not in ("", "identity")]
+    codings = [name for part in header.split(",") if (name := part.strip().lower()) in _DECODED | _UNREADABLE]
     if not codings:
         return None
     if len(codings) > 1 or codings[0] not in _DECODED:
-        name = ", ".join(codings)
-        raise UnreadableCodingError(name if name.isascii() and name.isprintable() and len(name) <= 64 else "unreadable")
+        raise UnreadableCodingError(", ".join(codings[:_NAMED]))
     return codings[0]
 
 

@@ -5,6 +5,7 @@ shapes and names are those of OpenAI, Azure and its API Management, vLLM, SGLang
 OpenRouter, Gemini, Anthropic and DashScope, as their users reported them in public.
 """
 
+import datetime
 import email.utils
 import math
 import re
@@ -88,20 +89,24 @@ _PREVIOUS_RESPONSE_MISSING: Final = PREVIOUS_RESPONSE_NOT_FOUND.with_errors(
 
 # ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# By name: an error's `code` or `type`, in lower case and without punctuation. A name that ends in * is a beginning.
+# By name: an error's `code` or `type`, in lower case and without punctuation. A name that ends in * is a beginning, and
+# one between two is anywhere in it.
 _BY_NAME: Final[dict[str, Problem]] = {
     name: problem
     for problem, names in (
-        (CONTENT_FILTER, "contentfilter* responsibleaipolicyviolation contentpolicyviolation* datainspectionfailed"),
+        (
+            CONTENT_FILTER,
+            "contentfilter* responsibleaipolicyviolation contentpolicyviolation* datainspectionfailed moderation*",
+        ),
         (
             CONTEXT_LENGTH_EXCEEDED,
-            "contextlengthexceeded* contextwindowexceeded* exceedcontextsize* tokenslimitreached modelcontextwindow*",
+            "contextlengthexceeded* contextwindowexceeded* exceedcontextsize* tokenslimitreached modelcontextwindow* "
+            "modelmaxprompttokens*",
         ),
         (BODY_TOO_LARGE, "requesttoolarge requestentitytoolarge payloadtoolarge"),
         (
             RATE_LIMITED,
-            "ratelimit* toomanyrequests* insufficientquota quotaexceeded exceededcurrentquota* resourceexhausted "
-            "throttl* limitrequests",
+            "ratelimit* toomanyrequests* *quota* resourceexhausted throttl* limitrequests",
         ),
         (
             UPSTREAM_AUTH,
@@ -109,8 +114,12 @@ _BY_NAME: Final[dict[str, Problem]] = {
             "permission* accessdenied forbidden",
         ),
         (_PREVIOUS_RESPONSE_MISSING, "previousresponsenotfound"),
-        (_DEPLOYMENT_MISSING, "modelnotfound* deploymentnotfound unknownmodel invalidmodel* modelnotexist*"),
-        (UPSTREAM_TIMEOUT, "timeout* gatewaytimeout requesttimeout apitimeout* deadlineexceeded"),
+        (
+            _DEPLOYMENT_MISSING,
+            "modelnotfound* deploymentnotfound unknownmodel unavailablemodel invalidmodel* modelnotexist* "
+            "modelnotavailable* modelnotsupported*",
+        ),
+        (UPSTREAM_TIMEOUT, "timeout* gatewaytimeout requesttimeout apitimeout* modeltimeout* deadlineexceeded"),
     )
     for name in names.split()
 }
@@ -132,6 +141,7 @@ _BY_STATUS: Final[dict[int, Problem]] = {
     404: _ADDRESS_WRONG,
     408: UPSTREAM_TIMEOUT,
     504: UPSTREAM_TIMEOUT,
+    522: UPSTREAM_TIMEOUT,
     524: UPSTREAM_TIMEOUT,
     429: RATE_LIMITED,
 }
@@ -162,21 +172,47 @@ _TOO_LONG: Final = (
     "prompt too long",
     "input token count",
     "maximum number of tokens allowed",
+    "maximum prompt length",
+    "maximum model length",
     "too large for model with",
     "range of input length should be",
     "reduce the length of the messages",
     "`inputs` tokens + `max_new_tokens` must be",
 )
+# The same in general, of messages that are not about the output: what is too long, and that it is.
+_PROMPT: Final = r"(?:prompt|inputs?\b|context|conversation|messages)"
+_EXCEEDS: Final = r"(?:exceed|too long|too many|longer than|greater than|larger than|less than|but got)"
+_PROMPT_TOO_LONG: Final = re.compile(
+    rf"{_PROMPT}[^.;\n]{{0,80}}{_EXCEEDS}|(?:exceed|too many)[^.;\n]{{0,60}}(?:{_PROMPT}|token limit)"
+    r"|too large for[^;\n]{0,80}tokens"
+)
+_OF_LENGTH: Final = re.compile(r"token|context|prompt length|input length|prompt exceeds|conversation is too long")
+_OF_OUTPUT: Final = re.compile(r"max_(?:completion_|output_|new_)?tokens|(?:output|completion) tokens")
+
+# By message, of a bad request: the name of the model is the only one of its members that this app chooses.
+_NO_MODEL: Final = re.compile(
+    r"(?:invalid|unknown|unavailable|no such) model\b(?: name| id| identifier)?\s*(?:[:'\"`]|passed|specified|$)"
+    r"|\bmodel\b[^.;\n]{0,60}\b(?:does not exist|not exist|not found|not available|is unavailable|no longer)\b"
+    r"|no (?:router|endpoints?) (?:found )?for\b"
+)
+# By message, of a refused credential: API Management's quotas, among others.
+_QUOTA: Final = re.compile(r"\bquota\b")
 
 # ── Finding the error ────────────────────────────────────────────────────────────────────────────────────────────────
 
 _STATUS_NAMES: Final = ("code", "status", "status_code", "statusCode", "http_status", "http_code")
 _MEMBERS: Final = frozenset((*_STATUS_NAMES, "type", "message", "param"))
-_FLAT_NAMES: Final = {"type": "error_type", "message": "error_message", "code": "error_code"}
+_FLAT_NAMES: Final = {
+    "type": ("error_type",),
+    "message": ("error_message", "error_msg"),
+    "code": ("error_code",),
+}
+# The message of an error that is a whole document.
+_MESSAGE_NAMES: Final = ("message", "Message", "msg")
 
 # Parts of the finish reasons of answers that were not finished, as servers name them: `error` (OpenRouter, Mistral,
 # vLLM), `abort` (vLLM, SGLang), `insufficient_system_resource` (DeepSeek), `network_error` (Zhipu),
-# `MALFORMED_FUNCTION_CALL` (Gemini), `USER_CANCEL` (Cohere).
+# `MALFORMED_FUNCTION_CALL` and `UNEXPECTED_TOOL_CALL` (Gemini), `USER_CANCEL` (Cohere).
 _FAILED_FINISH: Final = (
     "error",
     "fail",
@@ -186,7 +222,14 @@ _FAILED_FINISH: Final = (
     "exception",
     "malformed",
     "timeout",
-    "insufficient_system_resource",
+    "timed_out",
+    "insufficient",
+    "unexpected",
+    "unavailable",
+    "overload",
+    "rate_limit",
+    "disconnect",
+    "internal",
 )
 
 
@@ -200,8 +243,8 @@ def find_error(document: object) -> dict[str, Any] | None:
     """The error in a parsed event or document, as an object; None where there is none.
 
     It may be the member `error` (an object, a text, a list of one), an error in a choice or a finish reason that means
-    one, the whole document (`"object": "error"`, `"type": "error"`, members such as `error_message`, or `message` with
-    no choices beside it), or the one element of a list.
+    one, the whole document (`"object": "error"`, `"type": "error"`, members such as `error_message`, or a message or
+    the status of an error with no choices beside it), or the one element of a list.
     """
     if isinstance(document, list):
         return next((error for it in document[:1] if (error := find_error(it)) is not None), None)
@@ -214,9 +257,12 @@ def find_error(document: object) -> dict[str, Any] | None:
         return _error_object(error, document)
     if document.get("object") == "error" or document.get("type") == "error":
         return document
-    flat = {name: document[given] for name, given in _FLAT_NAMES.items() if document.get(given)}
+    flat = {name: document[it] for name, given in _FLAT_NAMES.items() for it in given if document.get(it)}
     if flat:
         return flat
+    groq = document.get("x_groq")
+    if isinstance(groq, dict) and groq.get("error"):
+        return _error_object(groq["error"], {})
     if choices:
         return next((error for choice in choices if (error := _error_in_choice(choice)) is not None), None)
     return _error_without_choices(document)
@@ -231,6 +277,8 @@ def _error_object(error: object, document: dict[str, Any], depth: int = 0) -> di
             return _error_object(inner, error, depth + 1)
         return error
     beside = {name: value for name, value in document.items() if name in _MEMBERS}
+    if isinstance(error, int) and _is_error_status(error):
+        beside["code"] = error
     return beside | ({"message": error} if isinstance(error, str) and error else {})
 
 
@@ -249,10 +297,15 @@ def _error_without_choices(document: dict[str, Any]) -> dict[str, Any] | None:
     errors = document.get("errors")
     if isinstance(errors, list) and errors:
         return _error_object(errors, document)
-    message = document.get("message")
-    if isinstance(message, str) and message:
-        code = document.get("code")
-        return None if isinstance(code, int) and not _is_error_status(code) else document
+    code = document.get("code")
+    message = next((it for name in _MESSAGE_NAMES if isinstance(it := document.get(name), str) and it), None)
+    if message is None:
+        if _stated_status(document, *_STATUS_NAMES) is not None:
+            return document
+    elif "message" in document or "__type" in document or _stated_status(document, *_STATUS_NAMES) is not None:
+        if isinstance(code, int) and not _is_error_status(code):
+            return None
+        return {**document, "message": message}
     detail = document.get("detail")  # FastAPI's errors: a text, or a list of what is wrong with fields
     if isinstance(detail, list) and detail and isinstance(detail[0], dict):
         detail = detail[0].get("msg")
@@ -278,6 +331,7 @@ def classify(
     headers: Mapping[str, str] | None = None,
     fields: Mapping[str, str] | None = None,
     not_found: Problem | None = None,
+    deployment: str | None = None,
 ) -> Refusal:
     """What an error of the model service means for the caller.
 
@@ -285,21 +339,25 @@ def classify(
     with; None for an error in an answer that had begun. Its own numeric code counts as a status, before that; otherwise
     its code decides, then its type, then the HTTP status. `headers` are searched for the time after which to try again.
     `fields` maps the upstream's parameters to the caller's fields, and `not_found` is what the status 404 means (see
-    `relay.upstream.request`).
+    `relay.upstream.request`). `deployment`: the name of the deployment that was asked, as a model that is missing.
     """
     members = _members(error)
     names = [name for name in _names(members) if not name.isdecimal()]
     headers = headers or {}
-    problem = _by_name(names, _stated_status(members, "code")) or _by_status(members, names, status)
+    problem = _by_name(names, _stated_status(members, "code")) or _by_status(members, names, status, deployment)
     if not_found is not None and status == 404:
         problem = not_found
     elif not_found is not None and status == 409:
         problem = INVALID_REQUEST  # what is named is not in a state for it
     retry_after = _retry_after(headers)
-    if problem is UPSTREAM_AUTH and status == 403 and retry_after is not None:
-        problem = RATE_LIMITED  # the token limit of API Management answers 403 when a quota is used up
+    if problem is UPSTREAM_AUTH and status == 403:
+        if retry_after is not None or _QUOTA.search(_text(members.get("message")).lower()):
+            problem = RATE_LIMITED  # the limits of API Management answer 403 when a quota is used up
+        elif _has_flagged_input(members):
+            problem = CONTENT_FILTER
     if retry_after is None and problem is RATE_LIMITED:
         retry_after = _limit_reset(headers)
+        retry_after = _stated_delay(members) if retry_after is None else retry_after
     code = printable_code(_word(members.get("code")) or _word(members.get("type")) or "none")
     if status is None:
         reason = f"the model service sent an error in its answer, code {code}"
@@ -331,7 +389,9 @@ def _stated_status(members: dict[str, Any], *names: str) -> int | None:
     """The status that the error object itself states."""
     for name in names:
         value = members.get(name)
-        if isinstance(value, str) and _THREE_DIGITS.fullmatch(value):
+        if isinstance(value, str) and _THREE_DIGITS.fullmatch(text := value[:_MAX_WORD].strip()):
+            value = int(text)
+        elif isinstance(value, float) and value in range(400, 600):
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and _is_error_status(value):
             return value
@@ -343,11 +403,18 @@ def _names(members: dict[str, Any]) -> list[str]:
     inner = members.get("innererror")
     values = [members.get("code"), members.get("type"), members.get("status")]
     values.append(inner.get("code") if isinstance(inner, dict) else None)
+    values.append(_word(members.get("__type")).rpartition("#")[2])  # AWS's
     return ["".join(filter(str.isalnum, word)).lower() for value in values if (word := _word(value))]
 
 
 def _is_among(name: str, patterns: Iterable[str]) -> bool:
-    return any(name.startswith(it[:-1]) if it.endswith("*") else name == it for it in patterns)
+    return any(_fits(name, pattern) for pattern in patterns)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    if not pattern.endswith("*"):
+        return name == pattern
+    return pattern[1:-1] in name if pattern.startswith("*") else name.startswith(pattern[:-1])
 
 
 def _by_name(names: list[str], code: int | None) -> Problem | None:
@@ -358,7 +425,7 @@ def _by_name(names: list[str], code: int | None) -> Problem | None:
     return None
 
 
-def _by_status(members: dict[str, Any], names: list[str], http_status: int | None) -> Problem:
+def _by_status(members: dict[str, Any], names: list[str], http_status: int | None, deployment: str | None) -> Problem:
     stated = _stated_status(members, *_STATUS_NAMES)
     status = http_status if stated is None else stated
     if stated is None and (http_status is None or not 400 <= http_status < 500):
@@ -368,21 +435,35 @@ def _by_status(members: dict[str, Any], names: list[str], http_status: int | Non
         elif any(_is_among(name, _NOT_FOUND_NAMES) for name in names):
             status = 404
     problem = UPSTREAM_ERROR if status is None else _BY_STATUS.get(status, UPSTREAM_ERROR)
-    if problem is _ADDRESS_WRONG and (http_status != 404 or _names_a_model(members, names)):
+    if problem is _ADDRESS_WRONG and (http_status != 404 or _names_a_model(members, names, deployment)):
         return _DEPLOYMENT_MISSING  # an address that answers with another status has the API
     if status in (None, 400, 413, 422) and _says_too_long(members):
         return CONTEXT_LENGTH_EXCEEDED
+    if problem is INVALID_REQUEST and _NO_MODEL.search(_text(members.get("message")).lower()):
+        return _DEPLOYMENT_MISSING
     return problem
 
 
-def _names_a_model(members: dict[str, Any], names: list[str]) -> bool:
-    texts = [*names, _word(members.get("param")), _text(members.get("message"))]
-    return any(_MODEL.search(text) for text in texts)
+def _names_a_model(members: dict[str, Any], names: list[str], deployment: str | None) -> bool:
+    message = _text(members.get("message"))
+    if any(_MODEL.search(text) for text in (*names, _word(members.get("param")), message)):
+        return True
+    return bool(deployment) and re.search(rf"(?<![\w/.-]){re.escape(deployment or '')}(?![\w/-])", message) is not None
 
 
 def _says_too_long(members: dict[str, Any]) -> bool:
     message = _text(members.get("message")).lower()
-    return any(part in message for part in _TOO_LONG)
+    if any(part in message for part in _TOO_LONG):
+        return True
+    if _OF_OUTPUT.search(message) or not _OF_LENGTH.search(message):
+        return False
+    return _PROMPT_TOO_LONG.search(message) is not None
+
+
+def _has_flagged_input(members: dict[str, Any]) -> bool:
+    """Whether the error is the moderation's, in OpenRouter's form."""
+    metadata = members.get("metadata")
+    return isinstance(metadata, dict) and "flagged_input" in metadata
 
 
 def _word(value: object) -> str:
@@ -471,42 +552,79 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         if (milliseconds := _number(headers.get(name))) is not None:
             return _bounded(milliseconds / 1000)
-    text = (headers.get("retry-after") or "")[:_MAX_TIME]
-    if (seconds := _number(text)) is not None:
-        return _bounded(seconds)
-    if text:
-        try:
-            return _bounded(email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-        except (ValueError, OverflowError):
-            return None
-    return None
+    text = headers.get("retry-after")
+    if (seconds := _wait(text)) is None and text is not None:
+        seconds = _wait(text.partition(",")[0])  # a proxy that adds its own makes a list of it
+    return seconds
 
 
 def _limit_reset(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the limit that was reached is reset, where only OpenAI's headers tell it.
+    """Seconds until the limit that was reached is reset, where only the headers of limits tell it.
 
-    With two limits it is the one of which nothing remains, and the later one where that is not known.
+    With two limits it is the one of which nothing remains, and the later one where that is not known. The names are
+    OpenAI's, Anthropic's, and those of gateways with one limit (also draft-ietf-httpapi-ratelimit-headers-07).
     """
-    resets: dict[str, float] = {}
-    for limit in ("tokens", "requests"):
-        if (seconds := _duration(headers.get(f"x-ratelimit-reset-{limit}"))) is not None:
-            resets[limit] = seconds
-    reached = [seconds for limit, seconds in resets.items() if headers.get(f"x-ratelimit-remaining-{limit}") == "0"]
-    return max(reached or resets.values(), default=None)
+    for names in _RESETS:
+        resets = {name: seconds for name in names if (seconds := _wait(headers.get(name))) is not None}
+        reached = [it for name, it in resets.items() if headers.get(name.replace("reset", "remaining")) == "0"]
+        if resets:
+            return max(reached or resets.values())
+    return None
 
 
-def _duration(text: str | None) -> float | None:
-    """Seconds of `55`, `7.66s`, `1m3s`, `6h0m0s` or `120ms`, bounded."""
-    text = (text or "").strip()[:_MAX_TIME]
-    if (seconds := _number(text)) is not None:
-        return _bounded(seconds)
-    found = _DURATION.fullmatch(text)
-    if not text or found is None:
+_RESETS: Final = (
+    ("x-ratelimit-reset-tokens", "x-ratelimit-reset-requests"),
+    (
+        "anthropic-ratelimit-requests-reset",
+        "anthropic-ratelimit-tokens-reset",
+        "anthropic-ratelimit-input-tokens-reset",
+        "anthropic-ratelimit-output-tokens-reset",
+    ),
+    ("x-ratelimit-reset", "ratelimit-reset"),
+)
+
+
+def _stated_delay(members: dict[str, Any]) -> float | None:
+    """Seconds to wait, where the error object itself tells it: Google's RetryInfo, and OpenRouter's headers in it."""
+    details = members.get("details")
+    for detail in details[:_MAX_DETAILS] if isinstance(details, list) else ():
+        if isinstance(detail, dict) and isinstance(delay := detail.get("retryDelay"), str):
+            return _wait(delay)
+    metadata = members.get("metadata")
+    headers = metadata.get("headers") if isinstance(metadata, dict) else None
+    if not isinstance(headers, dict):
         return None
-    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
-    return _bounded(((days * 24 + hours) * 60 + minutes) * 60 + seconds + milliseconds / 1000)
+    texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    seconds = _retry_after(texts)
+    return _limit_reset(texts) if seconds is None else seconds
 
 
+_MAX_DETAILS: Final = 20
+
+
+def _wait(text: str | None) -> float | None:
+    """Seconds of `55`, `7.66s`, `1m3s`, `6h0m0s` or `120ms`, or until a date: an HTTP date, one of RFC 3339, or seconds
+    or milliseconds since 1970. Bounded; None for anything else."""
+    text = (text or "").strip()[:_MAX_TIME]
+    if (number := _number(text)) is not None:
+        if number >= _EPOCH:
+            number = number / (1000 if number >= 1000 * _EPOCH else 1) - time.time()
+        return _bounded(number)
+    if not text:
+        return None
+    if (found := _DURATION.fullmatch(text)) is not None:
+        days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
+        return _bounded(((days * 24 + hours) * 60 + minutes) * 60 + seconds + milliseconds / 1000)
+    for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
+        try:
+            date = parse(text)
+        except (ValueError, OverflowError):
+            continue
+        return _bounded((date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp() - time.time())
+    return None
+
+
+_EPOCH: Final = 1e9  # seconds since 1970, in 2001: no one waits for that long
 _MAX_TIME: Final = 64  # characters of a header that gives a time
 _PART: Final = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
 _DURATION: Final = re.compile(rf"(?:{_PART}d)?(?:{_PART}h)?(?:{_PART}m(?!s))?(?:{_PART}s)?(?:{_PART}ms)?")

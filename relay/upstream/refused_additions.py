@@ -138,7 +138,7 @@ def _named(error: "UpstreamError", added: list[str]) -> list[str]:
 
 
 _MENTIONS: Final = {
-    STREAM_OPTIONS: re.compile(r"(?<![a-z0-9])(?:stream_?options|include_?usage)(?![a-z0-9])"),
+    STREAM_OPTIONS: re.compile(r"(?<![a-z0-9])(?:stream[_ ]?options|include_?usage)(?![a-z0-9])"),
     "include_usage": re.compile(r"(?<![a-z0-9])include_?usage(?![a-z0-9])"),
     OUTPUT_LIMITS[0]: re.compile(r"(?<![a-z0-9])max_?completion_?tokens(?![a-z0-9])"),
     OUTPUT_LIMITS[1]: re.compile(r"(?<![a-z0-9])max_?tokens(?![a-z0-9])"),
@@ -177,6 +177,7 @@ _BOUNDS: Final = tuple(
         rf"|not exceed(?:ing)?|only afford)\D{{0,24}}{_NUMBER}",
         rf"(?P<exclusive>(?:less|lower|smaller|fewer) than|below)\W{{0,3}}{_NUMBER}",
         rf"\d\s*>\s*{_NUMBER}",
+        rf"(?:不能|不得|不可|不应)(?:大于|超过|高于)\D{{0,8}}{_NUMBER}",
     )
 )
 _VAGUE_BOUNDS: Final = tuple(

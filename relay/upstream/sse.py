@@ -6,6 +6,8 @@ MAX_EVENT_BYTES: Final = 16 * 1024 * 1024  # a model's longest answer in one eve
 
 
 _BRACE: Final = 0x7B
+_LIST: Final = b"[{"
+_ERROR: Final = b"error"
 
 
 class EventTooLongError(ValueError):
@@ -23,8 +25,9 @@ class SSEDecoder:
 
     Line ends may be LF, CR or CRLF, also mixed; a leading byte order mark is dropped; the `data:` lines of an event are
     joined by LF; comments and other fields are ignored. The data of an event with an event type is a `NamedEvent`.
-    Beyond the standard, a line that begins as a JSON object does is data: gateways write errors into a stream without a
-    field's name. `named`: whether any event has had an event type. `feed` raises `EventTooLongError`.
+    Beyond the standard, a line that begins as a JSON object or a list of them does is data, as gateways write errors
+    into a stream without a field's name; and the event type `error` is an event without any data. `named`: whether any
+    event has had an event type. `feed` raises `EventTooLongError`.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,7 @@ class SSEDecoder:
     @property
     def within_data(self) -> bool:
         """Whether a part of an event's data has arrived: a comment is none."""
-        return bool(self._data) or (bool(self._partial_line) and self._partial_line[0].startswith(b"data:"))
+        return bool(self._data) or b"".join(self._partial_line[:5]).startswith(b"data:")
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of each event that `chunk` completes, in order."""
@@ -74,6 +77,10 @@ class SSEDecoder:
                     events.append(event)
                     data.clear()
                 elif self._name:
+                    if self._name.lower() == _ERROR:
+                        event = NamedEvent()
+                        event.name = self._name
+                        events.append(event)
                     self._name = b""
             elif line.startswith(b"data:"):
                 data.append(line[6:] if line.startswith(b"data: ") else line[5:])
@@ -82,7 +89,7 @@ class SSEDecoder:
             elif line.startswith(b"event:"):
                 self._name = line[7:] if line.startswith(b"event: ") else line[6:]
                 self.named = True
-            elif line[0] == _BRACE:
+            elif line[0] == _BRACE or line.startswith(_LIST):
                 data.append(line)
         if self._event_bytes > MAX_EVENT_BYTES:
             raise EventTooLongError
@@ -94,4 +101,4 @@ class SSEDecoder:
         The standard drops such an event; but model services are known to end like this (openai/openai-node#2725,
         google-gemini/gemini-cli#29059), and what arrived of it is whole, as the body is.
         """
-        return self.feed(b"\n\n") if self._partial_line or self._data else []
+        return self.feed(b"\n\n") if self._partial_line or self._data or self._name else []

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, Problem
+from relay.problems import UPSTREAM_ERROR, Problem
 from relay.streaming.events import Done, Event, Failed, Verbatim
 from relay.upstream.ending import Ending
 from relay.upstream.failures import filtered_categories, find_error, is_failed_finish
@@ -86,6 +86,7 @@ class _Chunk(Struct, gc=False):
     error: Any = None
     error_type: Any = None
     error_message: Any = None
+    x_groq: Any = None  # Groq's own, on the first and the last chunk
 
 
 class _ReasoningDelta(_Delta, gc=False):
@@ -123,6 +124,7 @@ class _AnyChunk(Struct, gc=False):
     error: Any = None
     error_type: Any = None
     error_message: Any = None
+    x_groq: Any = None
 
 
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
@@ -142,6 +144,8 @@ _PROMPT_REPORT: Final = b'"prompt_filter_results"'
 # Events that keep a connection open: the data, or the event type, in lower case.
 _KEEP_ALIVE: Final = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat", b"alive"))
 _NAMES_TO_INSPECT: Final = _KEEP_ALIVE | {b"error"}
+_MARKER: Final = b"[DONE]"
+_MAX_WORD: Final = 32  # bytes of an event that is a word
 
 _MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # bytes; more than any model's longest answer
 
@@ -179,22 +183,22 @@ class _StreamDecoder(EventStreamDecoder):
 
     def _read_events(self, payloads: list[bytes]) -> Done | Failed | None:
         """Read these events; returns the terminal event, if they hold what ends the answer."""
-        marker, named = False, self._sse.named
+        over, named = self._over, self._sse.named
         for data in payloads:
             if self._over:
                 self._read_late_usage(data)
-            elif named and event_name(data) in _NAMES_TO_INSPECT and not data.startswith(b"[DONE]"):
+            elif named and event_name(data) in _NAMES_TO_INSPECT and not data.startswith(_MARKER):
                 if (failed := self._inspect(data)) is not None:
                     self._over = True
                     return failed
             elif not data:
                 continue  # some servers keep a connection alive with these
-            elif data.startswith(b"[DONE]"):
-                self._over = marker = True
+            elif data.startswith(_MARKER):
+                self._over = True
             elif (failed := self._chunk(data)) is not None:
                 self._over = True
                 return failed
-        return self._judged(Ending.MARKER) if marker else None
+        return self._judged(Ending.MARKER) if self._over and not over else None
 
     def end(self) -> list[Event]:
         """The last events, given that the body ended here; the last one is the terminal one."""
@@ -329,7 +333,9 @@ class _StreamDecoder(EventStreamDecoder):
     def _without_choices(self, data: bytes, document: Any) -> Failed | None:
         """An event that is JSON, and neither an error nor a part of the answer: information, or not understood."""
         if not isinstance(document, dict):
-            self._judgement.doubtful = True
+            if document == _MARKER.decode():
+                self._over = True  # some servers write it as JSON
+            self._judgement.doubtful = not self._over
             return None
         if document.get("usage"):
             self.progress += 1
@@ -344,7 +350,11 @@ class _StreamDecoder(EventStreamDecoder):
         chunk, with which a part of the answer is lost."""
         if event_name(data) == b"error":
             return self._error({"message": data.decode(errors="replace")})
-        if event_name(data) in _KEEP_ALIVE or data.strip().lower() in _KEEP_ALIVE:
+        word = data[:_MAX_WORD].strip().lower()
+        if word == _MARKER.lower():
+            self._over = True
+            return None
+        if event_name(data) in _KEEP_ALIVE or word in _KEEP_ALIVE:
             return None
         if self._judgement.complete:
             return None
@@ -377,6 +387,7 @@ class TextDecoder(_StreamDecoder):
     def __init__(self, *, reasoning: bool = False) -> None:
         super().__init__()
         self._output = Output()
+        self._index: int | None = None  # of the one answer that was asked for
         self._reasoning = reasoning
         self._decode_chunk: Callable[[bytes], _Chunk] = _decode_reasoning_chunk if reasoning else _decode_chunk
 
@@ -404,8 +415,12 @@ class TextDecoder(_StreamDecoder):
 
     def _read(self, choices: list[_Choice]) -> Failed | None:
         for choice in choices:
-            if choice.index and _index(choice.index):
-                continue  # one answer was asked for
+            if choice.index or self._index:
+                index = _index(choice.index)
+                if self._index is None:
+                    self._index = index if self._chunks == 1 and len(choices) == 1 else 0
+                if index != self._index:
+                    continue  # one answer was asked for
             delta = choice.delta
             if choice.error or (delta is not None and delta.error):
                 return self._error(find_error({"error": choice.error or (delta and delta.error)}) or {})
@@ -556,13 +571,6 @@ class DocumentDecoder(WholeDocumentDecoder):
             return [self._assembled(bytes(self._document))]
         return [_not_a_completion("DecodeError")]
 
-    def cut(self, reason: str) -> list[Event]:
-        """The connection broke; a document that is whole all the same counts."""
-        (terminal,) = self.end()
-        if isinstance(terminal, Failed) and terminal.error is None:
-            terminal = Failed(UPSTREAM_INTERRUPTED, reason)
-        return [terminal]
-
     def _whole(self, content: bytes) -> Done | Failed:
         try:
             document = msgspec.json.decode(content, type=_Document)
@@ -585,7 +593,9 @@ class DocumentDecoder(WholeDocumentDecoder):
                 document = _Document(finishes, chunk.id, chunk.model, chunk.usage)
         self.id, self.model = short_name(document.id), short_name(document.model)
         self.usage = None if document.usage is None else _usage(document.usage)
-        reasons = [it.finish_reason for it in document.choices or () if isinstance(it.finish_reason, str)]
+        if not document.choices:
+            return _not_a_completion("no choices")
+        reasons = [it.finish_reason for it in document.choices if isinstance(it.finish_reason, str)]
         failed = next((reason for reason in reasons if is_failed_finish(reason)), None)
         if failed is not None:
             return self._error({"code": failed})
@@ -633,7 +643,12 @@ def _is_prompt_report(data: bytes, chunk: _Chunk | _AnyChunk) -> bool:
 
 def _may_be_error(chunk: _Chunk | _AnyChunk) -> bool:
     """Whether the chunk has to be looked at as a whole; an error in a choice is looked for where that is read."""
-    return chunk.error is not None or chunk.error_type is not None or chunk.error_message is not None
+    return (
+        chunk.error is not None
+        or chunk.error_type is not None
+        or chunk.error_message is not None
+        or chunk.x_groq is not None
+    )
 
 
 def _usage(counts: Any) -> Usage | None:
@@ -641,7 +656,20 @@ def _usage(counts: Any) -> Usage | None:
     try:
         return msgspec.convert(counts, _Usage).usage()
     except (msgspec.ValidationError, RecursionError):
+        pass
+    if not isinstance(counts, dict):
         return None
+    prompt, completion = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    return None if prompt is None or completion is None else Usage(prompt, completion)
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens in another type than the API's; None where it can't be read."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+        return int(value)
+    if isinstance(value, int | float) and 0 <= value < 10**9:
+        return int(value)
+    return 0 if value is None else None
 
 
 def _text_parts(content: bytes) -> bytes | None:

@@ -137,9 +137,16 @@ class WholeDocumentDecoder:
         too_long = self._too_long(len(self._document))
         return [] if too_long is None else [too_long]
 
+    def end(self) -> list[Event]:
+        """What the document is: one terminal event."""
+        raise NotImplementedError
+
     def cut(self, reason: str) -> list[Event]:
-        """The connection broke."""
-        return [Failed(UPSTREAM_INTERRUPTED, reason)]
+        """The connection broke; a document that is whole all the same counts."""
+        (terminal,) = self.end()
+        if isinstance(terminal, Failed) and terminal.error is None:
+            terminal = Failed(UPSTREAM_INTERRUPTED, reason)
+        return [terminal]
 
     def _too_long(self, size: int) -> Failed | None:
         """The failure that a document of so many bytes is, if it is longer than is taken."""

@@ -1,18 +1,27 @@
 """`POST /v1/embeddings`: OpenAI's API, passed through but for the model's name (OpenAI API reference, "Embeddings")."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import msgspec
 from msgspec import Raw, Struct
 
-from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, FieldError, Problem
+from relay.problems import INVALID_REQUEST, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, FieldError, Problem
 from relay.settings import Wire
 from relay.streaming.events import Decoder, Done, Encoder, Event, Failed
 from relay.upstream.request import ModelName, UpstreamRequest
+from relay.upstream.sse import EventTooLongError, SSEDecoder
 from relay.usage import Usage
 from relay.wires.chat_completions import DocumentEncoder
-from relay.wires.decoding import UNREADABLE, WholeDocumentDecoder, failure_in, short_name, without_marker
+from relay.wires.decoding import (
+    BOM,
+    UNREADABLE,
+    WholeDocumentDecoder,
+    failure_in,
+    is_event_stream,
+    short_name,
+    without_marker,
+)
 from relay.wires.json_members import LookAlikes, MemberReader
 from relay.wires.openai_members import problem_of, read_members
 
@@ -64,14 +73,28 @@ def parse(body: bytes, deployment: str | None = None) -> EmbeddingRequest | Prob
     return problem_of(reader, _READ.find(members)) or EmbeddingRequest(members, model)
 
 
-class _Usage(Struct, gc=False):
-    prompt_tokens: int = 0
+_DATA_START: Final = 32  # bytes of the list that are looked at
 
 
 class _Document(Struct, gc=False):
-    object: str | None = None
-    model: str | None = None
-    usage: _Usage | None = None
+    """What is read of the document; members of another type than the API's do not make it unreadable."""
+
+    object: Any = None
+    model: Any = None
+    usage: Any = None
+    data: Raw = Raw(b"null")
+    error: Any = None
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether it is a list with anything in it; some servers leave out the member that calls it a list."""
+        start = b"".join(bytes(memoryview(self.data)[:_DATA_START]).split())
+        return not self.error and self.object in (None, "list") and start[:1] == b"[" and start[:2] != b"[]"
+
+    def tokens(self) -> Usage | None:
+        """The tokens of the input, where they can be read."""
+        count = self.usage.get("prompt_tokens") if isinstance(self.usage, dict) else None
+        return Usage(max(0, int(count)), 0) if isinstance(count, int | float) and abs(count) < 10**9 else None
 
 
 # Bytes. A batch of 2,048 inputs in 3,072 dimensions takes 34 MB in base64, which OpenAI's clients ask for; 90 MB else.
@@ -94,9 +117,17 @@ class EmbeddingDecoder(WholeDocumentDecoder):
 
     def end(self) -> list[Event]:
         """The document is complete, if it is one."""
-        content = without_marker(bytes(self._document))
+        content = without_marker(bytes(self._document.removeprefix(BOM)))
         self._document.clear()
+        if is_event_stream(content):
+            content = _first_event(content)
         return [self._read(content)]
+
+    def cut(self, reason: str) -> list[Event]:
+        """The connection broke; a document that is whole all the same counts, unless it is too long to be parsed."""
+        if len(self._document) > _MAX_PARSED_BYTES:
+            return [Failed(UPSTREAM_INTERRUPTED, reason)]
+        return super().cut(reason)
 
     def _read(self, content: bytes) -> Done | Failed:
         not_embeddings = "the model service's answer is not a list of embeddings"
@@ -107,13 +138,22 @@ class EmbeddingDecoder(WholeDocumentDecoder):
                 document = msgspec.json.decode(content, type=_Document)
             except UNREADABLE as error:
                 return failure_in(content) or Failed(UPSTREAM_ERROR, f"{not_embeddings} ({type(error).__name__})")
-            if document.object != "list":
+            if not document.has_embeddings:
                 return failure_in(content) or Failed(UPSTREAM_ERROR, not_embeddings)
         if document is None:
             return Failed(UPSTREAM_ERROR, not_embeddings)
         self.model = short_name(document.model) or None
-        self.usage = Usage(max(0, document.usage.prompt_tokens), 0) if document.usage else None
+        self.usage = document.tokens()
         return Done(None, self.model, self.usage, None, document=content)
+
+
+def _first_event(content: bytes) -> bytes:
+    """The data of the first event, where a stream was sent in place of a document."""
+    decoder = SSEDecoder()
+    try:
+        return (decoder.feed(content) + decoder.end() or [b""])[0]
+    except EventTooLongError:
+        return b""
 
 
 def _read_end(content: bytes) -> _Document | None:

@@ -90,9 +90,11 @@ _TYPED: Final = _TYPE + _PREFIX
 NULL: Final = b"null"
 
 _DELTA: Final = b".delta"  # at the end of the type of an event that carries a piece of output
-_COMPLETED: Final = frozenset((b"response.completed", b"response.incomplete", b"response.cancelled"))
+# The last one is OpenRouter's, of its beta.
+_COMPLETED: Final = frozenset((b"response.completed", b"response.incomplete", b"response.cancelled", b"response.done"))
 FAILED: Final = b"response.failed"
 _ERROR: Final = b"error"
+_ERRORS: Final = frozenset((_ERROR, b"response.error"))
 # What these events say is that the model service has accepted the request. They are held back until there is output:
 # until then another backend may take over, and the caller must not see the start of two responses.
 _ACCEPTED: Final = frozenset((b"response.created", b"response.queued", b"response.in_progress"))
@@ -102,7 +104,7 @@ _ANNOUNCED: Final = frozenset(
 )
 _INCOMPLETE: Final = ("max_output_tokens", "content_filter", "incomplete")  # reasons why a response is not complete
 _FAILED_SILENTLY: Final = "the model service's response failed without an error"
-READ_ALWAYS: Final = _COMPLETED | _ACCEPTED | {FAILED, _ERROR}  # whatever came before
+READ_ALWAYS: Final = _COMPLETED | _ACCEPTED | _ERRORS | {FAILED}  # whatever came before
 
 _decode_event: Final = msgspec.json.Decoder(ResponseEvent).decode
 
@@ -216,7 +218,7 @@ class ResponseStreamDecoder(EventStreamDecoder):
         except (ValueError, TypeError, RecursionError) as error:
             return self._unreadable(data, error)
         kind = event.type.encode(errors="replace") if isinstance(event.type, str) else b""
-        found = None if kind.startswith(_PREFIX) else _error_in(data, kind)
+        found = None if kind.startswith(_PREFIX) and kind not in _ERRORS else _error_in(data, kind)
         if found is not None:
             return self._error(found)
         if self._failed_silently:
@@ -247,6 +249,11 @@ class ResponseStreamDecoder(EventStreamDecoder):
 
     def _not_an_event(self, error: Exception) -> Failed:
         return self._failed(f"an event is none of the Responses API ({type(error).__name__})")
+
+
+def is_to_read(data: bytes) -> bool:
+    """Whether an event has anything in it; the end marker is no part of this API, whose own event ends a response."""
+    return bool(data or event_name(data) == _ERROR) and not data.startswith(b"[DONE]")
 
 
 class EventDecoder(ResponseStreamDecoder):
@@ -284,7 +291,7 @@ class EventDecoder(ResponseStreamDecoder):
                     self.deltas += 1
                 self.progress += 1
                 self._held.append(_frame(kind, data))
-            elif data and not data.startswith(b"[DONE]"):  # no part of this API: its own event completes a response
+            elif is_to_read(data):
                 terminal = self._event(data)
                 if terminal is not None:
                     return terminal
@@ -421,7 +428,7 @@ def _error_in(data: bytes, kind: bytes) -> dict[str, Any] | None:
     """
     document = json.loads(data.decode(errors="replace"))
     error = find_error(document)
-    if error is None and (kind == _ERROR or event_name(data) == _ERROR):
+    if error is None and (kind in _ERRORS or event_name(data) == _ERROR):
         return document if isinstance(document, dict) else {}
     return error
 

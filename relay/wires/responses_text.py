@@ -22,6 +22,7 @@ from relay.wires.responses_decoders import (
     ResponseStreamDecoder,
     decode_response,
     event_type,
+    is_to_read,
 )
 
 # The events that carry a piece of the output, and those that end a part of it with all of its text in them.
@@ -36,7 +37,7 @@ _EMPTY: Final = b'""'
 _BETWEEN_PARTS: Final = b'"\\n\\n'  # of reasoning: each is a paragraph with a heading
 
 # Why a response ended, by the names that chat completions have for it.
-_FINISH_REASONS: Final = {"completed": "stop", "max_output_tokens": "length", "max_tokens": "length"}
+_FINISH_REASONS: Final = {"completed": "stop", "done": "stop", "max_output_tokens": "length", "max_tokens": "length"}
 
 
 class ResponseTextDecoder(ResponseStreamDecoder):
@@ -60,7 +61,7 @@ class ResponseTextDecoder(ResponseStreamDecoder):
             if kind is not None and kind not in self._read:
                 self._judgement.begun = True
                 self.progress += 1
-            elif data and not data.startswith(b"[DONE]"):  # no part of this API: its own event completes a response
+            elif is_to_read(data):
                 terminal = self._event(data)
                 if terminal is not None:
                     return terminal

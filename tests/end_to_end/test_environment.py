@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from local.model_service import DEFAULT_DEPLOYMENT, ModelService
-from tests.end_to_end.hosting import HostedApp
+from tests.end_to_end.hosting import HOST_COMMAND, HostedApp, own_host
 
 OPENAI = {
     "OPENAI_ORG_ID": "org-of-someone",
@@ -27,8 +27,9 @@ def app_beside_other_tools(
     """An app with a local model service, in whose environment other tools have left theirs."""
     netrc = tmp_path_factory.mktemp("home") / "netrc"
     netrc.write_text("default login someone password of-someone\n")
-    nowhere = "http://127.0.0.1:9"
-    others = OPENAI | {"NETRC": str(netrc), "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere}
+    others = OPENAI | {"NETRC": str(netrc)}
+    if not HOST_COMMAND:  # another host's own requests to the worker would go there
+        others |= {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     return functions_app(env=app_settings | {"AZURE_OPENAI_API_KEY": "the-key"} | others)
 
 
@@ -54,6 +55,7 @@ async def test_a_proxy_and_a_netrc_file_beside_a_local_model_service(
     assert '"event":"proxy"' not in app_beside_other_tools.output
 
 
+@own_host("its own requests to the worker go through the environment's proxy")
 async def test_an_identity_endpoint_is_never_reached_through_a_proxy(
     functions_app: Callable[..., HostedApp], app_settings: dict[str, str], model_service: ModelService
 ) -> None:
@@ -73,6 +75,7 @@ async def test_an_identity_endpoint_is_never_reached_through_a_proxy(
     assert len(model_service.identity.calls) == 1
 
 
+@own_host("its own requests to the worker go through the environment's proxy")
 async def test_a_proxy_that_leads_to_the_model_service_is_named(
     functions_app: Callable[..., HostedApp], model_service: ModelService
 ) -> None:
@@ -93,6 +96,7 @@ async def test_a_proxy_that_leads_to_the_model_service_is_named(
     assert "of-someone" not in app.output
 
 
+@own_host("its own requests to the worker go through the environment's proxy")
 async def test_a_proxy_that_can_not_be_reached_is_named(
     functions_app: Callable[..., HostedApp], model_service: ModelService
 ) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from local.model_service import DEFAULT_DEPLOYMENT, ModelService
-from tests.end_to_end.hosting import HostedApp
+from tests.end_to_end.hosting import HostedApp, own_host
 
 KEY: Final = "the-function-key"
 SLASHED: Final = "meta/llama-4"
@@ -177,6 +177,7 @@ async def test_without_settings_every_path_says_so(functions_app: Callable[..., 
         error_of(await client.get("/v1/nothing"), 404, "not_found")
 
 
+@own_host("CORS")
 async def test_pages_of_other_sites_may_read_the_errors(
     functions_app: Callable[..., HostedApp], app_settings: dict[str, str]
 ) -> None:

@@ -323,7 +323,7 @@ WRONG_OPERATION: Final = replace(
     problem=INVALID_REQUEST.with_upstream_error({"code": "OperationNotSupported"}),
     error={"code": "OperationNotSupported", "message": "The chatCompletion operation does not work with messages."},
 )
-EMBEDDINGS: Final = b'{"object":"list","data":[],"model":"m"}'
+EMBEDDINGS: Final = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m"}'
 
 
 class TestWires:
@@ -601,6 +601,10 @@ REMEDIES: Final[list[tuple[Refusal, dict[str, Any], tuple[bool | None, ...], str
     (replace(TOO_SHORT, error=HTML.decode()), {}, (True, True, False, None), ADDRESS),
     (Refusal(RATE_LIMITED, "429", status=429), {}, (True, True, True, False), BUSY_REMEDY),
     (BROKEN, {}, (True, True, True, False), FAILS),
+    *[
+        (Refusal(UPSTREAM_ERROR, str(status), status=status), {}, (True, True, True, False), ADDRESS)
+        for status in (405, 501)
+    ],
     (Refusal(CONTEXT_LENGTH_EXCEEDED, "400", status=400), {}, (True, True, True, False), FAILS),
     (Refusal(DEADLINE_EXCEEDED, "?"), {}, (True, None, None, False), FAILS),
     (Refusal(UPSTREAM_ERROR, "no connection"), {}, (True, None, None, False), UNREACHABLE),

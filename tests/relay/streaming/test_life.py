@@ -58,6 +58,8 @@ def parsed(body: bytes) -> StreamRequest:
 
 STREAM: Final = parsed(b'{"input": "one two three"}')
 DOCUMENT: Final = parsed(b'{"input": "one two three", "stream": false}')
+CHAT: Final = chat_completions.parse(b'{"messages": [], "stream": true}')
+EMPTY: Final = Send(b'data: {"choices":[]}\n\n')
 
 type Begin = Callable[..., World]
 
@@ -407,6 +409,29 @@ class TestSilence:
         assert world.records == []
         await step(world, "backend-0")
         assert (await finish(world)).outcome == "completed"
+
+    @virtual_time
+    async def test_what_is_passed_on_without_being_a_part_of_the_answer_does_not_end_it(self, begin: Begin) -> None:
+        world = begin((Headers(), text("one"), EMPTY, EMPTY, EMPTY), request=CHAT, ping_interval=100.0)
+        await step(world, "backend-0", "backend-0", "server")
+        for _ in range(3):
+            await asyncio.sleep(6)
+            await step(world, "backend-0")
+        assert EMPTY.content in world.caller.body
+        record = await finish(world)
+        assert (record.code, record.duration) == ("upstream_timeout", 20)
+
+    @virtual_time
+    async def test_the_time_in_which_the_caller_takes_that_is_not_the_model_services(self, begin: Begin) -> None:
+        world = begin((Headers(), text("one"), EMPTY), request=CHAT, ping_interval=100.0)
+        await step(world, "backend-0", "backend-0", "server")
+        await asyncio.sleep(6)
+        world.caller.reads = False
+        await step(world, "backend-0")
+        await asyncio.sleep(7)
+        world.caller._read_on()
+        record = await finish(world)
+        assert (record.code, record.duration) == ("upstream_timeout", 27)
 
 
 class TestDeadline:

@@ -2,6 +2,7 @@
 
 import datetime
 import email.utils
+import time
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,9 @@ def refused(error: Any) -> Problem:
     return INVALID_REQUEST.with_detail("The model refused the request.").with_upstream_error(error)
 
 
+CHOICES = {"choices": [{"index": 0, "delta": {"content": "x"}}]}
+
+
 class TestTable:
     """Errors with an HTTP status, then those in a stream."""
 
@@ -95,6 +99,32 @@ class TestTable:
             (404, {"type": "invalid_request_error", "message": "Invalid URL (POST /v1/chat)"}, WRONG_ADDRESS),
             (404, {"detail": "Not Found"}, WRONG_ADDRESS),
             (404, None, WRONG_ADDRESS),
+            *[
+                (status, {"message": text}, MISSING)
+                for status in (400, 422)
+                for text in (
+                    "Invalid model name passed in model=x. Call `/v1/models` to view available models",
+                    "Unknown model: x",
+                    "Invalid model: 'x'",
+                    "The model `x` does not exist",
+                    "Model not exist.",
+                    "no router for requested model",
+                )
+            ],
+            (400, {"code": "unavailable_model"}, MISSING),
+            (404, {"code": 404, "message": "No endpoints found for the/name."}, MISSING),
+            (404, {"code": 404, "message": "no such file: /the/name/chat"}, WRONG_ADDRESS),
+            (400, {"message": "bad model of x"}, refused({"message": "bad model of x"})),
+            (403, {"message": "Out of call volume Quota."}, RATE_LIMITED),
+            (403, {"message": "quotas"}, UPSTREAM_AUTH),
+            (401, {"message": "quota"}, UPSTREAM_AUTH),
+            (403, {"code": "AllocationQuota.FreeTierOnly"}, RATE_LIMITED),
+            (403, {"code": "insufficient_user_quota"}, RATE_LIMITED),
+            (403, {"code": 403, "metadata": {"reasons": ["x"], "flagged_input": "y"}}, NO_CATEGORIES),
+            (403, {"code": 403, "metadata": {"provider_name": "x"}}, UPSTREAM_AUTH),
+            (400, {"code": "moderation_blocked"}, NO_CATEGORIES),
+            (400, {"__type": "com.amazon.coral.service#ThrottlingException"}, RATE_LIMITED),
+            (522, "<html>", UPSTREAM_TIMEOUT),
             (408, {}, UPSTREAM_TIMEOUT),
             (504, {}, UPSTREAM_TIMEOUT),
             (504, {"type": "server_error"}, UPSTREAM_TIMEOUT),
@@ -111,7 +141,7 @@ class TestTable:
         ],
     )  # fmt: skip
     def test_a_response(self, status: int, error: Any, problem: Problem) -> None:
-        refusal = classify(error, status=status)
+        refusal = classify(error, status=status, deployment="the/name")
         assert refusal.problem == problem
         assert refusal.status == status
         assert refusal.error is error
@@ -133,6 +163,15 @@ class TestTable:
             ),
             ({"code": "429"}, RATE_LIMITED),
             ({"code": 429}, RATE_LIMITED),
+            ({"code": 429.0}, RATE_LIMITED),
+            ({"code": 429.5}, UPSTREAM_ERROR),
+            ({"code": " 429 "}, RATE_LIMITED),
+            ({"code": 429, "msg": "?"}, RATE_LIMITED),
+            ({"error": 429}, RATE_LIMITED),
+            ({"error": 200}, UPSTREAM_ERROR),
+            ({"x_groq": {"error": "over capacity"}, **CHOICES}, UPSTREAM_ERROR),
+            ({"__type": "ThrottlingException", "Message": "?"}, RATE_LIMITED),
+            ({"__type": "ModelTimeoutException"}, UPSTREAM_TIMEOUT),
             ({"code": "rate_limit_exceeded"}, RATE_LIMITED),
             ({"code": "TOO_MANY_REQUESTS"}, RATE_LIMITED),
             ({"code": "other", "type": "insufficient_quota"}, RATE_LIMITED),
@@ -190,6 +229,24 @@ class TestTooLong:
             "prompt is too long: 210000 tokens > 200000 maximum",
             "The input token count (9) exceeds the maximum number of tokens allowed (8).",
             "Range of input length should be [1, 8192]",
+            "too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 5000",
+            "Input validation error: `inputs` must have less than 1024 tokens. Given: 1025",
+            "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+            "The number of tokens to keep from the initial prompt is greater than the context length",
+            "The decoder prompt (length 9000) is longer than the maximum model length of 8192. Make sure that",
+            "Invalid request: Your request exceeded model token limit: 8192",
+            "Prompt exceeds max length",
+            "the number of input tokens 5000 cannot exceed the total tokens limit 4096 for this model",
+            "prompt token count of 70000 exceeds the limit of 64000",
+            "Input Tokens Exceeded: Number of input tokens exceeds maximum length.",
+            "Too many input tokens. Max input tokens: 8192, request input token count: 9000",
+            "Request body too large for gpt-4o-mini model. Max size: 8000 tokens.",
+            "Context size has been exceeded.",
+            "The total length of the prompt exceeds 4096 tokens",
+            "Input length 9000 exceeds maximum allowed token size 8192",
+            "Exceeded context length of 8192",
+            "validation: max input length is 8192 tokens but got 9000",
+            "Conversation is too long for the model",
         ],
     )
     def test_by_its_words(self, message: str) -> None:
@@ -201,11 +258,29 @@ class TestTooLong:
         assert classify({"message": message}, status=500).problem == UPSTREAM_ERROR
         assert classify({"message": message}, status=429).problem == RATE_LIMITED
 
-    def test_other_words_about_a_context_do_not(self) -> None:
-        assert classify({"message": "unknown field context"}, status=400).problem.code == "invalid_request"
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "unknown field context",
+            "max_tokens exceeds the model token limit",
+            "the context has too many output tokens",
+            "Invalid 'input[0].content': string too long. Expected a string with maximum length 10485760",
+            "'tools[0].name' is too long: string length 70 exceeds the maximum of 64",
+            "Too many images in the request",
+            "The image in the prompt is too large",
+            "max_turns is too large",
+            "prompt" + " " * 81 + "has tokens that exceed",
+        ],
+    )
+    def test_other_words_do_not(self, message: str) -> None:
+        assert classify({"message": message}, status=400).problem.code == "invalid_request"
 
-
-CHOICES = {"choices": [{"index": 0, "delta": {"content": "x"}}]}
+    def test_a_long_message_is_searched_in_a_moment(self) -> None:
+        for part in ("prompt ", "exceed ", "too large for ", "model ", "context token prompt ", "no router "):
+            began = time.perf_counter()
+            for _ in range(10):
+                classify({"message": part * 10_000}, status=400)
+            assert time.perf_counter() - began < 0.5
 
 
 class TestFindError:
@@ -233,6 +308,12 @@ class TestFindError:
             ({"error_message": "m", **CHOICES}, {"message": "m"}),
             ({"message": "m"}, {"message": "m"}),
             ({"message": "m", "code": 500}, {"message": "m", "code": 500}),
+            ({"code": 429, "msg": "m"}, {"code": 429, "msg": "m", "message": "m"}),
+            ({"status": 503}, {"status": 503}),
+            ({"__type": "T", "Message": "m"}, {"__type": "T", "Message": "m", "message": "m"}),
+            ({"error_code": 336003, "error_msg": "m"}, {"code": 336003, "message": "m"}),
+            ({"x_groq": {"error": "m"}, **CHOICES}, {"message": "m"}),
+            ({"error": 503}, {"code": 503}),
             ({"message": "m", "code": "c", "choices": []}, {"message": "m", "code": "c", "choices": []}),
             ({"errors": [{"message": "m"}]}, {"message": "m"}),
             ({"errors": ["m"]}, {"message": "m"}),
@@ -267,6 +348,12 @@ class TestFindError:
             {"message": "ok", "code": 0},
             {"message": "ok", "code": 200},
             {"message": {"content": "x"}},
+            {"msg": "ok"},
+            {"msg": "ok", "code": 200},
+            {"status": "completed"},
+            {"status": 200},
+            {**CHOICES, "x_groq": {"id": "r", "error": None}},
+            {**CHOICES, "x_groq": 5},
             {"message": ""},
             {"detail": []},
             {"detail": [5]},
@@ -286,14 +373,23 @@ class TestFindError:
         assert classify(error).problem == UPSTREAM_ERROR
 
     @pytest.mark.parametrize(
-        "reason", ["error", "ERROR", "abort", "cancelled", "failed", "network_error", "insufficient_system_resource"]
+        "reason",
+        [
+            *("error", "ERROR", "abort", "cancelled", "failed", "network_error", "insufficient_system_resource"),
+            *("UNEXPECTED_TOOL_CALL", "rate_limited", "overloaded", "internal", "server_disconnected", "timed_out"),
+            "service_unavailable",
+        ],
     )
     def test_a_finish_that_is_none(self, reason: str) -> None:
         assert is_failed_finish(reason)
 
     @pytest.mark.parametrize(
         "reason",
-        ["stop", "length", "content_filter", "tool_calls", "function_call", "end_turn", "eos_token", "x" * 10**6],
+        [
+            *("stop", "length", "content_filter", "tool_calls", "function_call", "end_turn", "eos_token", "x" * 10**6),
+            *("SAFETY", "sensitive", "model_length", "MAX_TOKENS", "model_context_window_exceeded", "COMPLETE"),
+            "guardrail_intervened",
+        ],
     )
     def test_a_finish_that_is_one(self, reason: str) -> None:
         assert not is_failed_finish(reason)
@@ -442,6 +538,14 @@ class TestRetryAfter:
             ({"retry-after": date(NOW + 10)}, 9.75, 10),
             ({"retry-after": date(NOW + 1000)}, 120.0, 120),
             ({"retry-after": date(NOW - 1000)}, 0.0, 0),
+            ({"retry-after": "30s"}, 30.0, 30),
+            ({"retry-after": "1m3s"}, 63.0, 63),
+            ({"retry-after": "5, 7"}, 5.0, 5),
+            ({"retry-after": "Tue, 14-Nov-23 22:13:30 GMT"}, 9.75, 10),
+            ({"retry-after": "Tue Nov 14 22:13:30 2023"}, 9.75, 10),
+            ({"retry-after": "2023-11-14T22:13:30Z"}, 9.75, 10),
+            ({"retry-after": "2023-11-14T23:13:30+01:00"}, 9.75, 10),
+            ({"retry-after": str(int(NOW) + 10)}, 9.75, 10),
             ({"retry-after": "nan"}, None, None),
             ({"retry-after": "inf"}, None, None),
             ({"retry-after": ""}, None, None),
@@ -512,6 +616,21 @@ class TestRetryAfter:
                 2.0,
             ),
             ({"retry-after": "3", "x-ratelimit-reset-tokens": "55"}, 3.0),
+            ({"x-ratelimit-reset-tokens": str(int(NOW) + 50)}, 49.75),
+            ({"x-ratelimit-reset-requests": "2023-11-14T22:13:30Z"}, 9.75),
+            ({"x-ratelimit-reset": "12"}, 12.0),
+            ({"x-ratelimit-reset": f"{int(NOW) + 50}000"}, 49.75),
+            ({"ratelimit-reset": "12"}, 12.0),
+            ({"x-ratelimit-reset": "12", "x-ratelimit-reset-tokens": "5s"}, 5.0),
+            ({"anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:30Z"}, 9.75),
+            (
+                {
+                    "anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:30Z",
+                    "anthropic-ratelimit-requests-reset": "2023-11-14T22:13:50Z",
+                    "anthropic-ratelimit-tokens-remaining": "0",
+                },
+                9.75,
+            ),
             *[({"x-ratelimit-reset-tokens": text}, None) for text in ("", "soon", "s", "-", "3 s", "5m3", "nan")],
             ({"x-ratelimit-reset-tokens": "9" * 10_000 + "s"}, 120.0),
         ],
@@ -519,6 +638,26 @@ class TestRetryAfter:
     )
     def test_a_limit_that_is_reset(self, headers: dict[str, str], seconds: float | None) -> None:
         assert classify({}, status=429, headers=headers).retry_after == seconds
+
+    @pytest.mark.parametrize(
+        ("error", "seconds"),
+        [
+            ({"details": [{"@type": "x"}, {"retryDelay": "30s"}]}, 30.0),
+            ({"details": "x"}, None),
+            ({"details": [5, {"retryDelay": 5}]}, None),
+            ({"metadata": {"headers": {"X-RateLimit-Reset": f"{int(NOW) + 50}000"}}}, 49.75),
+            ({"metadata": {"headers": {"Retry-After": "7", "X-RateLimit-Reset": "9"}}}, 7.0),
+            ({"metadata": {"headers": {"X-RateLimit-Reset": 5}}}, None),
+            ({"metadata": {"headers": []}}, None),
+            ({"metadata": "x"}, None),
+        ],
+        ids=str,
+    )
+    def test_what_the_error_itself_tells(self, error: dict[str, Any], seconds: float | None) -> None:
+        for status in (429, None):
+            assert classify({"code": 429, **error}, status=status).retry_after == seconds
+        assert classify({"code": 429, **error}, headers={"x-ratelimit-reset": "3"}).retry_after == 3.0
+        assert classify({"code": 503, **error}).retry_after is None
 
     def test_in_a_stream_there_is_none(self) -> None:
         assert classify({"code": "429"}) == Refusal(

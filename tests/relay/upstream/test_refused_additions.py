@@ -95,6 +95,7 @@ UNKNOWN_STREAM_OPTIONS: Final[dict[str, Any]] = {
     "a text": "property 'stream_options' is unsupported",
     "a list": [{"message": "stream_options is not a valid field"}],
     "another spelling": openai("streamOptions: unknown field"),
+    "two words": openai("Stream options are not supported by this model"),
 }
 
 UNKNOWN_LIMIT: Final[dict[str, Any]] = {
@@ -181,6 +182,7 @@ TOO_LARGE: Final[dict[str, Any]] = {
         ]
     },
     "an exclusive bound": openai("max_completion_tokens must be lower than 12289"),
+    "in Chinese": openai("max_tokens 不能大于 12288"),
     "between": openai("max_completion_tokens must be between 1 and 12288"),
     "no more than": openai("max_completion_tokens should be no more than 12288 tokens"),
     "a limit behind": openai("max_completion_tokens of 16384 is above 12288 (the limit)"),

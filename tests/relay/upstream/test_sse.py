@@ -182,8 +182,19 @@ class TestNames:
         assert other.name == b"x "
 
     def test_an_event_type_without_data_does_not_last(self) -> None:
-        (plain,) = decoded(b"event: error\n\ndata: a\n\n")
+        (plain,) = decoded(b"event: delta\n\ndata: a\n\n")
         assert type(plain) is bytes
+
+    @pytest.mark.parametrize("name", [b"error", b"Error"])
+    def test_an_error_needs_no_data(self, name: bytes) -> None:
+        error, plain = decoded(b"event: %b\n\ndata: a\n\n" % name)
+        assert isinstance(error, NamedEvent)
+        assert (error, error.name) == (b"", name)
+        assert type(plain) is bytes
+        decoder = SSEDecoder()
+        assert decoder.feed(b"event: error\n") == []
+        (error,) = decoder.end()
+        assert isinstance(error, NamedEvent)
 
 
 class TestEnd:

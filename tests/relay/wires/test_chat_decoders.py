@@ -97,7 +97,7 @@ class TestText:
             event(choices=[{"content_filter_offsets": {"check_offset": 1}, "finish_reason": None}]),
             event(choices=None),
             event(),
-            delta("x", index=1),
+            event(choices=[{"index": 0, "delta": {}}, {"index": 1, "delta": {"content": "x"}}]),
             b": comment\n\n",
             b"data\n\n",
             b"data:\n\n",
@@ -118,6 +118,13 @@ class TestText:
         decoder = TextDecoder()
         assert text_of(decoder.feed(event(choices=[other, first, other, first]))) == "aa"
         assert decoder.finish_reason is None
+
+    def test_a_server_that_counts_its_one_choice_from_1(self) -> None:
+        decoder = TextDecoder()
+        chunks = delta("a", index=1) + delta("x", index=2) + delta("x") + delta("b", index=1)
+        assert text_of(decoder.feed(chunks)) == "ab"
+        decoder = TextDecoder()
+        assert text_of(decoder.feed(delta("") + delta("x", index=1) + delta("a") + delta("x", index=1))) == "a"
 
     def test_unknown_members_are_ignored(self) -> None:
         chunk = event(choices=[{"delta": {"content": "a", "new": [1, {"x": None}]}, "new": 1.5}], new={"y": []})
@@ -326,6 +333,47 @@ class TestFailure:
         assert events[-1].problem.code == code
 
     @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    @pytest.mark.parametrize(
+        ("sent", "code"),
+        [
+            (b"event: error\n\n", "upstream_error"),
+            (b"event: error\ndata:\n\n", "upstream_error"),
+            (b'[{"error":{"code":429}}]\n\n', "rate_limited"),
+            (event(code=429, msg="x"), "rate_limited"),
+            (event(choices=[{"delta": {}}], x_groq={"error": "over capacity"}), "upstream_error"),
+            (event(choices=[{"delta": {}, "finish_reason": "rate_limited"}]), "rate_limited"),
+        ],
+    )
+    def test_an_error_in_an_odd_place(self, new_decoder: Callable[[], Decoder], sent: bytes, code: str) -> None:
+        text, failed = new_decoder().feed(delta("words") + sent + DONE)
+        assert isinstance(text, Text)
+        assert isinstance(failed, Failed)
+        assert failed.problem.code == code
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_what_groq_adds_is_no_error(self, new_decoder: Callable[[], Decoder]) -> None:
+        sent = event(x_groq={"id": "r"}, choices=[{"delta": {"content": "a"}}])
+        text, done = new_decoder().feed(sent + DONE)
+        assert isinstance(text, Text)
+        assert isinstance(done, Done)
+
+    @pytest.mark.parametrize(
+        ("usage", "expected"),
+        [
+            ({"prompt_tokens": 1.0, "completion_tokens": 2.0}, Usage(1, 2)),
+            ({"prompt_tokens": "1", "completion_tokens": "2"}, Usage(1, 2)),
+            ({"prompt_tokens": 1, "completion_tokens": None}, Usage(1, 0)),
+            ({"prompt_tokens": 1, "completion_tokens": -2.5}, None),
+            ({"prompt_tokens": "9" * 5000, "completion_tokens": 1}, None),
+        ],
+        ids=range(5),
+    )
+    def test_usage_in_other_types(self, usage: dict[str, Any], expected: Usage | None) -> None:
+        decoder = TextDecoder()
+        decoder.feed(delta("a") + event(choices=[], usage=usage) + DONE)
+        assert decoder.usage == expected
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
     def test_an_error_with_all_that_is_known(self, new_decoder: Callable[[], Decoder]) -> None:
         reason = "the model service sent an error in its answer, code"
         filtered = {"code": "content_filter", "innererror": {"content_filter_result": {"hate": {"filtered": True}}}}
@@ -356,7 +404,7 @@ class TestFailure:
         assert "SECRET" not in repr(failed)
         assert "forged" not in repr(failed)
 
-    @pytest.mark.parametrize("usage", [{"prompt_tokens": "many"}, [], 1, "x", {"prompt_tokens": 1.5}])
+    @pytest.mark.parametrize("usage", [{"prompt_tokens": "many"}, [], 1, "x", {"prompt_tokens": 1e400}])
     @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
     def test_unreadable_usage_takes_no_text_away(self, new_decoder: Callable[[], Decoder], usage: Any) -> None:
         decoder = new_decoder()
@@ -662,9 +710,9 @@ class TestDocument:
     @pytest.mark.parametrize(
         "document",
         [
-            b'{"choices": [], "usage": {"prompt_tokens": 1.5}}',
+            b'{"choices": [{}], "usage": {"prompt_tokens": []}}',
             b'{"choices": [{"message": {"content": "\\ud83d"}}]}',
-            b'{"choices": ["odd"], "id": 5, "model": ["m"]}',
+            b'{"choices": [{}, "odd"], "id": 5, "model": ["m"]}',
             b'{"choices": [{"message": {"content": "x"}, "finish_reason": 5}], "error": null}',
         ],
     )
@@ -686,8 +734,8 @@ class TestDocument:
         assert (decoder.id, decoder.model, decoder.finish_reason) == ("c", "m", "length")
         assert decoder.usage == Usage(3, 4, None, 1)
 
-    @pytest.mark.parametrize("document", [b'{"choices":[]}', b'{"choices":[{}]}'])
-    def test_what_is_left_out_is_unknown(self, document: bytes) -> None:
+    def test_what_is_left_out_is_unknown(self) -> None:
+        document = b'{"choices":[{}]}'
         assert self.end(document) == Done(None, None, None, None, document=document)
 
     def test_a_document_that_can_not_be_read(self) -> None:
@@ -696,7 +744,10 @@ class TestDocument:
 
     @pytest.mark.parametrize(
         "document",
-        [b"", b" ", b"<html>", b"[]", b"{", b"null", b"{}", b'{"choices":null}', b'{"choices":"odd"}', b"data: x"],
+        [
+            *(b"", b" ", b"<html>", b"[]", b"{", b"null", b"{}", b"data: x"),
+            *(b'{"choices":null}', b'{"choices":"odd"}', b'{"choices":[]}', b'{"choices":["odd"]}'),
+        ],
     )
     def test_what_is_no_document(self, document: bytes) -> None:
         assert isinstance(self.end(document), Failed)
@@ -713,18 +764,18 @@ class TestDocument:
         assert self.end(b'{"new":' * 100_000) == Failed(UPSTREAM_ERROR, reason)
 
     def test_its_usage_is_read(self) -> None:
-        end = self.end(b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": -4}}')
+        end = self.end(b'{"choices": [{}], "usage": {"prompt_tokens": 3, "completion_tokens": -4}}')
         assert isinstance(end, Done)
         assert end.usage == Usage(3, 0)
-        negative = self.end(b'{"choices": [], "usage": {"prompt_tokens": -3, "completion_tokens": 1}}')
+        negative = self.end(b'{"choices": [{}], "usage": {"prompt_tokens": -3, "completion_tokens": 1}}')
         assert isinstance(negative, Done)
         assert negative.usage == Usage(0, 1)
-        unknown = b'{"choices": [], "usage": null}'
+        unknown = b'{"choices": [{}], "usage": null}'
         assert self.end(unknown) == Done(None, None, None, None, document=unknown)
 
     def test_bytes_that_are_not_utf8_are_replaced(self) -> None:
-        end = self.end(b'{"choices":[],"id":"\xff"}')
-        assert end == Done(None, None, None, "\ufffd", document='{"choices":[],"id":"\ufffd"}'.encode())
+        end = self.end(b'{"choices":[{}],"id":"\xff"}')
+        assert end == Done(None, None, None, "\ufffd", document='{"choices":[{}],"id":"\ufffd"}'.encode())
 
     def test_its_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert chat_decoders._MAX_DOCUMENT_BYTES == 64 * 1024 * 1024
@@ -746,8 +797,8 @@ class TestDocument:
 
     def test_a_document_that_is_whole_when_the_connection_breaks(self) -> None:
         decoder = DocumentDecoder()
-        decoder.feed(b'{"choices":[]}')
-        assert decoder.cut("why") == [Done(None, None, None, None, document=b'{"choices":[]}')]
+        decoder.feed(b'{"choices":[{}]}')
+        assert decoder.cut("why") == [Done(None, None, None, None, document=b'{"choices":[{}]}')]
 
 
 FINISH = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
@@ -765,6 +816,7 @@ class TestProgress:
             (FINISH, True),
             (COUNTS, True),
             (b"data: {", True),
+            (b": [{", False),
             (b": comment\n\n", False),
             (b": comm", False),
             (b"\n", False),
@@ -783,6 +835,15 @@ class TestProgress:
         before = decoder.progress
         decoder.feed(chunk)
         assert (decoder.progress != before) is progress
+
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_of_an_event_byte_by_byte(self, new_decoder: Callable[[], Decoder]) -> None:
+        decoder = new_decoder()
+        decoder.feed(delta("a"))
+        before = decoder.progress
+        for byte in b"data: {":
+            decoder.feed(bytes([byte]))
+        assert decoder.progress == before + 3
 
     @pytest.mark.parametrize("new_decoder", [DocumentDecoder, *STREAM_DECODERS])
     def test_of_a_document(self, new_decoder: Callable[[], Decoder]) -> None:
@@ -813,6 +874,36 @@ class TestComplete:
         assert isinstance(decoder.feed(delta("a") + DONE)[-1], Done)
         assert decoder.complete
         assert decoder.cut("why") == decoder.end() == [Done(None, None, None, None)]
+
+    @pytest.mark.parametrize(
+        "marker",
+        [
+            b"data:[DONE]",
+            b"data:  [DONE]",
+            b"data:\t[DONE] ",
+            b"data: [Done]",
+            b"data: [done]",
+            b'data: "[DONE]"',
+            b"event: done\ndata: [DONE]",
+            b"event: done\ndata:  [DONE]",
+        ],
+    )
+    @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
+    def test_so_does_the_marker_in_other_forms(self, new_decoder: Callable[[], Decoder], marker: bytes) -> None:
+        decoder = new_decoder()
+        texts = decoder.feed(delta("a"))
+        assert decoder.feed(marker + b"\n\n" + delta("x")) == [Done(None, None, None, None)]
+        assert decoder.feed(event(choices=[], usage=USAGE)) in ([], [Verbatim(b"", data(COUNTS), usage=True)])
+        assert decoder.usage == Usage(1, 2)
+        assert len(texts) == 1
+
+    @pytest.mark.parametrize(
+        "marker", [b"data: done", b"data: [END]", b'data: "done"', b"data: [DONE" + b" " * 40 + b"]"]
+    )
+    def test_what_is_no_marker(self, marker: bytes) -> None:
+        decoder = TextDecoder()
+        events = [*decoder.feed(delta("a") + marker + b"\n\n"), *decoder.feed(DONE)]
+        assert isinstance(events[-1], Failed)
 
     @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)
     def test_what_was_held_is_passed_on_at_the_end(self, new_decoder: Callable[[], Decoder]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from relay.problems import INVALID_JSON, INVALID_REQUEST, RATE_LIMITED, UPSTREAM_ERROR, UPSTREAM_INTERRUPTED, FieldError
 from relay.streaming.events import Done, Failed
+from relay.upstream import sse
 from relay.usage import Usage
 from relay.wires import embeddings
 from relay.wires.chat_completions import DocumentEncoder
@@ -126,13 +127,76 @@ class TestDecoder:
         ({}, UPSTREAM_ERROR),
         ({"object": 7}, UPSTREAM_ERROR),
         ({"object": "response"}, UPSTREAM_ERROR),
+        ({"object": "response", "data": [1]}, UPSTREAM_ERROR),
+        ({"object": "list"}, UPSTREAM_ERROR),
+        ({"object": "list", "data": None}, UPSTREAM_ERROR),
+        ({"object": "list", "data": []}, UPSTREAM_ERROR),
+        ({"object": "list", "data": [1], "error": {"code": 429}}, RATE_LIMITED),
+        ({"code": 429, "msg": "x"}, RATE_LIMITED),
     ],
-    ids=range(5),
+    ids=range(11),
 )
 def test_a_failure_is_no_document(members: dict[str, Any], problem: Any) -> None:
     failed = ended(json.dumps(members).encode())
     assert isinstance(failed, Failed)
     assert failed.problem == problem
+
+
+@pytest.mark.parametrize(
+    ("members", "tokens"),
+    [
+        ({"object": None}, 7),
+        ({"model": 5}, 7),
+        ({"usage": {"prompt_tokens": 7.0}}, 7),
+        ({"usage": {"prompt_tokens": None}}, None),
+        ({"usage": {"prompt_tokens": "7"}}, None),
+        ({"usage": [7]}, None),
+        ({"error": None}, 7),
+    ],
+    ids=str,
+)
+def test_members_that_are_not_needed_may_be_anything(members: dict[str, Any], tokens: int | None) -> None:
+    content = document(**members)
+    done = ended(content)
+    assert isinstance(done, Done)
+    assert done.document == content
+    assert done.usage == (None if tokens is None else Usage(tokens, 0))
+
+
+def test_a_list_that_is_not_called_one() -> None:
+    content = b'{"data": [ {"embedding": [1]} ]}'
+    done = ended(content)
+    assert isinstance(done, Done)
+    assert done.document == content
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"data: ", b": comment\n\ndata: "])
+def test_what_stands_before_the_document(before: bytes) -> None:
+    done = ended(before + document() + b"\n\ndata: [DONE]\n\n")
+    assert isinstance(done, Done)
+    assert done.document == document()
+
+
+@pytest.mark.parametrize("content", [b": comment\n\n", b'data: {"error":{"code":429}}\n\n'])
+def test_a_stream_without_a_document(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = ended(content)
+    assert isinstance(failed, Failed)
+    assert failed.problem == (RATE_LIMITED if b"429" in content else UPSTREAM_ERROR)
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 5)
+    failed = ended(content.rstrip())
+    assert isinstance(failed, Failed)
+    assert failed.problem == UPSTREAM_ERROR
+
+
+def test_a_connection_that_breaks_behind_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = EmbeddingDecoder()
+    decoder.feed(document())
+    (done,) = decoder.cut("broke off")
+    assert isinstance(done, Done)
+    monkeypatch.setattr(embeddings, "_MAX_PARSED_BYTES", 10)
+    decoder = EmbeddingDecoder()
+    decoder.feed(document())  # it is not parsed, and may be cut
+    assert decoder.cut("broke off") == [Failed(UPSTREAM_INTERRUPTED, "broke off")]
 
 
 def test_a_name_too_long_is_cut() -> None:

@@ -282,6 +282,12 @@ class TestEnd:
         assert passed_on(events) == CREATED + DELTA + last
         assert ending(events) == Done(reason, "m-1", USAGE, "resp_1", closed=True)
 
+    def test_the_end_as_openrouter_calls_it(self) -> None:
+        end = event("response.done", 5, response=response("completed", usage=COUNTS))
+        events = decoded(CREATED + DELTA + end)
+        assert passed_on(events) == CREATED + DELTA + end
+        assert ending(events) == Done("completed", "m-1", USAGE, "resp_1", closed=True)
+
     def test_cancelled(self) -> None:
         last = event("response.cancelled", response=response("cancelled"))
         events = decoded(CREATED + DELTA + last)
@@ -494,6 +500,14 @@ class TestWhateverItIsCalled:
 
 
 class TestErrors:
+    def test_an_error_without_data(self) -> None:
+        for sent in (DELTA + b"event: error\n\n", DELTA + b"event: error\ndata:\n\n"):
+            events = decoded(sent)
+            assert passed_on(events) == DELTA
+            failed = ending(events)
+            assert isinstance(failed, Failed)
+            assert failed.problem == UPSTREAM_ERROR
+
     @pytest.mark.parametrize("data", [b'{"code":"Throttling.Quota","message":"x"}', b"rate limit exceeded", b"{}"])
     def test_an_event_that_is_called_an_error(self, data: bytes) -> None:
         failed = ending(decoded(DELTA, b"event: error\ndata: " + data + b"\n\n"))
@@ -512,8 +526,11 @@ class TestErrors:
             ({"code": "rate_limit_exceeded", "message": "x"}, RATE_LIMITED),
             ({"object": "error", "message": "x", "type": "InternalServerError", "code": 500}, UPSTREAM_ERROR),
             ({"type": "error"}, UPSTREAM_ERROR),
+            ({"type": "response.error", "error": {"code": "rate_limit_exceeded"}}, RATE_LIMITED),
+            ({"type": "response.error", "code": "rate_limit_exceeded"}, RATE_LIMITED),
+            ({"code": 429, "msg": "x"}, RATE_LIMITED),
         ],
-        ids=range(9),
+        ids=range(12),
     )
     def test_an_error_in_place_of_an_event(self, error: dict[str, Any], problem: Any) -> None:
         sent = b"data: " + json.dumps(error).encode() + b"\n\n"
@@ -704,6 +721,19 @@ class TestDocument:
         assert (decoder.complete, decoder.deltas, decoder.id) == (False, 0, None)
         assert decoder.cut("broke off")[-1] == Failed(UPSTREAM_INTERRUPTED, "broke off")
         assert DocumentDecoder("resp_9").id == "resp_9"
+
+    def test_one_that_is_whole_when_the_connection_breaks(self) -> None:
+        content = msgspec.json.encode(response("completed", usage=COUNTS))
+        for cut in (0, 1):
+            decoder = DocumentDecoder()
+            decoder.feed(content[: len(content) - cut])
+            (terminal,) = decoder.cut("broke off")
+            assert isinstance(terminal, Failed if cut else Done)
+        decoder = DocumentDecoder()
+        decoder.feed(b'{"error":{"code":429}}')
+        (failed,) = decoder.cut("broke off")
+        assert isinstance(failed, Failed)
+        assert failed.problem == RATE_LIMITED
 
     def test_the_documents_members_are_recorded(self) -> None:
         decoder = DocumentDecoder()
