@@ -401,9 +401,13 @@ def post(media_type: str, *headers: str, **options: Any) -> bytes:
     return raw_request("POST /stream", *accept, *headers, **{"body": body} | options)
 
 
-def chat(*, stream: bool) -> bytes:
-    body = {"model": ECHO, "messages": [{"role": "user", "content": "echo of no one"}], "stream": stream}
-    return raw_request("POST /v1/chat/completions", body=json.dumps(body).encode())
+def openai_request(path: str, **members: Any) -> bytes:
+    """A request of OpenAI's API."""
+    return raw_request(f"POST /{path}", body=json.dumps({"model": ECHO, **members}).encode())
+
+
+MESSAGES: Final = [{"role": "user", "content": "echo of no one"}]
+AZURE_PATH: Final = f"openai/deployments/{ECHO}/chat/completions?api-version=2024-10-21"
 
 
 # One of every route, method and format.
@@ -411,8 +415,12 @@ ORDINARY_REQUESTS: Final = (
     *(raw_request(f"{method} /{path}") for path in ("health", "ready", "chat", "openapi", "v1/models", "nowhere")
       for method in ("GET", "HEAD")),
     *(post(media_type, chunked=chunked) for media_type in FORMATS for chunked in (False, True)),
-    chat(stream=True),
-    chat(stream=False),
+    *(openai_request("v1/chat/completions", messages=MESSAGES, stream=stream) for stream in (True, False)),
+    *(openai_request("v1/responses", input="echo of no one", stream=stream) for stream in (True, False)),
+    openai_request(AZURE_PATH, messages=MESSAGES, stream=True),
+    openai_request("v1/embeddings", input="x"),
+    raw_request("GET /v1/responses/resp_1"),
+    raw_request(f"GET /v1/models/{ECHO}"),
 )  # fmt: skip
 
 MANY_MEMBERS: Final = json.dumps({"input": "x"} | {f"m{number}": 0 for number in range(95_000)}).encode()
