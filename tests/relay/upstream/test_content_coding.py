@@ -41,6 +41,11 @@ CODED = {
         ("identity, GZIP", "gzip"),
         ("x-gzip", "x-gzip"),
         ("deflate", "deflate"),
+        ("none", None),
+        ("UTF-8", None),
+        ("aws-chunked", None),
+        ("aws-chunked, gzip", "gzip"),
+        ("\u00fc" * 70, None),
     ],
 )
 def test_what_is_decoded(header: str | None, coding: str | None) -> None:
@@ -55,6 +60,22 @@ def test_what_is_decoded(header: str | None, coding: str | None) -> None:
         ("gzip,br", "gzip, br"),
         ("gzip, gzip", "gzip, gzip"),
         ("br," * 1000, "br, br, br, br"),
+        *[
+            (name, name)
+            for name in (
+                "brotli",
+                "compress",
+                "x-compress",
+                "bzip2",
+                "xz",
+                "lzma",
+                "lz4",
+                "snappy",
+                "exi",
+                "dcb",
+                "dcz",
+            )
+        ],
         ("none, br", "br"),
     ],
 )
