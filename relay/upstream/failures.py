@@ -192,7 +192,8 @@ _OF_OUTPUT: Final = re.compile(r"max_(?:completion_|output_|new_)?tokens|(?:outp
 # By message, of a bad request: the name of the model is the only one of its members that this app chooses.
 _NO_MODEL: Final = re.compile(
     r"(?:invalid|unknown|unavailable|no such) model\b(?: name| id| identifier)?\s*(?:[:'\"`]|passed|specified|$)"
-    r"|\bmodel\b[^.;\n]{0,60}\b(?:does not exist|not exist|not found|not available|is unavailable|no longer)\b"
+    r"|\bmodel\b:?\s?(?:[`'\"]?[\w./:@-]{1,80}[`'\"]?,?\s)?(?:is |was |does )?"
+    r"(?:not exist|not found|not available|unavailable|no longer)\b"
     r"|no (?:router|endpoints?) (?:found )?for\b"
 )
 # By message, of a refused credential: API Management's quotas, among others.

@@ -109,12 +109,18 @@ class TestTable:
                     "The model `x` does not exist",
                     "Model not exist.",
                     "no router for requested model",
+                    "model: meta/llama-4 was not found",
+                    "The requested model 'x:latest' is not available",
+                    "The model gpt-4, is no longer supported",
                 )
             ],
             (400, {"code": "unavailable_model"}, MISSING),
             (404, {"code": 404, "message": "No endpoints found for the/name."}, MISSING),
             (404, {"code": 404, "message": "no such file: /the/name/chat"}, WRONG_ADDRESS),
-            (400, {"message": "bad model of x"}, refused({"message": "bad model of x"})),
+            *[
+                (400, {"message": text}, refused({"message": text}))
+                for text in ("bad model of x", "The model's tool 'f' was not found", "the model could not find a file")
+            ],
             (403, {"message": "Out of call volume Quota."}, RATE_LIMITED),
             (403, {"message": "quotas"}, UPSTREAM_AUTH),
             (401, {"message": "quota"}, UPSTREAM_AUTH),
