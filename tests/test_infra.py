@@ -259,11 +259,11 @@ IDENTITY = "${azurerm_user_assigned_identity.app.id}"
     ("resource", "path", "value"),
     [
         (ACCOUNT, "local_auth_enabled", False),
-        (ACCOUNT, "kind", '"OpenAI"'),
+        (ACCOUNT, "kind", "${each.value.kind}"),
         (ACCOUNT, "custom_subdomain_name", "${each.value.subdomain}"),
         (ACCOUNT, "public_network_access_enabled", "${var.private_endpoints == null}"),
-        (ACCOUNT, "dynamic.0.network_acls.content.0.default_action", '"Deny"'),
-        (ACCOUNT, "dynamic.0.network_acls.content.0.bypass", '"None"'),
+        (ACCOUNT, "network_acls.0.default_action", '${local.uses_network ? "Deny" : "Allow"}'),
+        (ACCOUNT, "network_acls.0.bypass", '"None"'),
         (STORAGE, "shared_access_key_enabled", False),
         (STORAGE, "allow_nested_items_to_be_public", False),
         (STORAGE, "cross_tenant_replication_enabled", False),
@@ -437,7 +437,7 @@ def test_function_timeout_fits_the_longest_stream() -> None:
 
 def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
     read_by_the_host = {
-        "AzureWebJobsStorage__accountName",
+        "AzureWebJobsStorage__blobServiceUri",
         "AzureWebJobsStorage__credential",
         "AzureWebJobsStorage__clientId",
         # The worker's Application Insights distribution.
@@ -454,7 +454,7 @@ def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
 def test_relay_accepts_the_backends_that_terraform_writes() -> None:
     text = (INFRA / "app.tf").read_text(encoding="utf-8")
     entry = text[text.index("AZURE_OPENAI_BACKENDS") : text.index("APPLICATIONINSIGHTS_CONNECTION_STRING")]
-    members = re.findall(r"^\s+(\w+)\s+= (?:deployment|azurerm)", entry, re.MULTILINE)
+    members = re.findall(r"^\s+(\w+)\s+= (?:deployment|local)", entry, re.MULTILINE)
     sample = {
         "name": "two/gpt-5.4-mini",
         "endpoint": "https://two.openai.azure.com/",
