@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hcl2
 import pytest
 
 from infra import publish
 from relay.callers.request import _BODY_TIMEOUT
 from relay.settings import Settings, SettingsError
 from relay.streaming.stream import _TERMINAL_EVENT_TIMEOUT
+from tests.infra_guards import parse_hcl
 
 ROOT = Path(__file__).resolve().parent.parent
 INFRA = ROOT / "infra"
@@ -32,25 +32,8 @@ SCHEMA = json.loads(Path(__file__).with_name("azurerm-schema-5.2.0.json").read_t
 META_ARGUMENTS = {"count", "for_each", "depends_on", "provider", "lifecycle", "provisioner", "connection"}
 
 
-def parse_hcl(text: str) -> dict[str, Any]:
-    """The blocks of an HCL document; string values keep the quotes that the parser includes, names do not."""
-    return _unquote_names(hcl2.loads(text))
-
-
 def read_hcl(path: Path) -> dict[str, Any]:
     return parse_hcl(path.read_text(encoding="utf-8"))
-
-
-def _unquote_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            name.strip('"'): _unquote_names(inner)
-            for name, inner in value.items()
-            if name not in ("__is_block__", "__comments__", "__inline_comments__")
-        }
-    if isinstance(value, list):
-        return [_unquote_names(inner) for inner in value]
-    return value
 
 
 def two_label_blocks(blocks: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -247,71 +230,7 @@ resource "azurerm_cognitive_deployment" "x" {
     ]
 
 
-# ---- Security settings, also checked where `terraform test` cannot run -----------------------------------------------
-
-APP = ("azurerm_function_app_flex_consumption", "app")
-STORAGE = ("azurerm_storage_account", "app")
-ACCOUNT = ("azurerm_cognitive_account", "openai")
-IDENTITY = "${azurerm_user_assigned_identity.app.id}"
-
-
-@pytest.mark.parametrize(
-    ("resource", "path", "value"),
-    [
-        (ACCOUNT, "local_auth_enabled", False),
-        (ACCOUNT, "kind", "${each.value.kind}"),
-        (ACCOUNT, "custom_subdomain_name", "${each.value.subdomain}"),
-        (ACCOUNT, "public_network_access_enabled", "${var.private_endpoints == null}"),
-        (ACCOUNT, "network_acls.0.default_action", '${local.uses_network ? "Deny" : "Allow"}'),
-        (ACCOUNT, "network_acls.0.bypass", '"None"'),
-        (STORAGE, "shared_access_key_enabled", False),
-        (STORAGE, "allow_nested_items_to_be_public", False),
-        (STORAGE, "cross_tenant_replication_enabled", False),
-        (STORAGE, "local_user_enabled", False),
-        (STORAGE, "https_traffic_only_enabled", True),
-        (STORAGE, "min_tls_version", '"TLS1_2"'),
-        (("azurerm_storage_container", "code"), "container_access_type", '"private"'),
-        (APP, "https_only", True),
-        (APP, "webdeploy_publish_basic_authentication_enabled", False),
-        (APP, "http_concurrency", "${var.http_concurrency}"),
-        (APP, "storage_authentication_type", '"UserAssignedIdentity"'),
-        (APP, "storage_user_assigned_identity_id", IDENTITY),
-        (APP, "identity.0.identity_ids", [IDENTITY]),
-        (APP, "runtime_name", '"python"'),
-        (APP, "runtime_version", '"3.13"'),
-        (APP, "site_config.0.minimum_tls_version", '"1.2"'),
-        (APP, "site_config.0.scm_minimum_tls_version", '"1.2"'),
-        (
-            APP,
-            "site_config.0.ip_restriction_default_action",
-            '${length(var.allowed_ip_ranges) > 0 ? "Deny" : "Allow"}',
-        ),
-        (("azurerm_service_plan", "app"), "sku_name", '"FC1"'),
-        (("azurerm_application_insights", "app"), "local_authentication_enabled", False),
-        (("azurerm_log_analytics_workspace", "main"), "local_authentication_enabled", False),
-        (("azurerm_cognitive_deployment", "model"), "sku.0.capacity", "${each.value.capacity}"),
-    ],
-    ids=str,
-)
-def test_security_setting(resource: tuple[str, str], path: str, value: object) -> None:
-    actual: Any = RESOURCES[resource]
-    for step in path.split("."):
-        actual = actual[int(step)] if step.isdigit() else actual[step]
-    assert actual == value
-
-
-def test_app_identity_has_exactly_three_roles() -> None:
-    roles = {
-        body["role_definition_name"].strip('"'): (body["scope"], body["principal_id"], body["principal_type"])
-        for (kind, _), body in RESOURCES.items()
-        if kind == "azurerm_role_assignment"
-    }
-    principal = ("${azurerm_user_assigned_identity.app.principal_id}", '"ServicePrincipal"')
-    assert roles == {
-        "Storage Blob Data Owner": ("${azurerm_storage_account.app.id}", *principal),
-        "Cognitive Services OpenAI User": ("${each.value.id}", *principal),
-        "Monitoring Metrics Publisher": ("${azurerm_application_insights.app.id}", *principal),
-    }
+# ---- Secrets ---------------------------------------------------------------------------------------------------------
 
 
 def test_configuration_reads_no_key_from_the_provider() -> None:
