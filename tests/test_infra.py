@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra import publish
 from relay.callers.request import _BODY_TIMEOUT
@@ -638,12 +639,115 @@ def test_workflows_use_no_secret() -> None:
         assert "secrets." not in text, f"{path.name}: sign in by OIDC"
         assert re.search(r"^permissions:", text, re.MULTILINE), f"{path.name} does not restrict the token's permissions"
         for action in re.findall(r"uses: (\S+)", text):
-            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v[0-9]+|[0-9a-f]{40})", action), action
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action), (
+                f"{action} can be moved: pin it by its commit"
+            )
+        for line in re.findall(r"uses: .*", text):
+            assert re.search(r"# v[0-9]+\.[0-9]+\.[0-9]+$", line), f"{line} does not say which version it is"
+
+
+def jobs(workflow: str) -> dict[str, Any]:
+    text = (ROOT / ".github" / "workflows" / workflow).read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)["jobs"]
+    return found
 
 
 def test_deployment_requires_approval_and_runs_the_smoke_test() -> None:
-    text = (ROOT / ".github" / "workflows" / "deploy.yml").read_text(encoding="utf-8")
-    assert "id-token: write" in text
-    assert re.search(r"^ {4}environment: ", text, re.MULTILINE), "apply must wait for a protected environment"
-    assert "cancel-in-progress: false" in text, "a cancelled apply leaves the state locked"
-    assert "infra/smoke.py" in text
+    apply = jobs("deploy.yml")["apply"]
+    assert "'prod' || 'dev'" in apply["environment"], "apply must wait for a protected environment"
+    assert apply["env"] == {"ARM_CLIENT_ID": "${{ vars.AZURE_CLIENT_ID }}"}
+    assert apply["concurrency"]["cancel-in-progress"] is False, "a cancelled apply leaves the state locked"
+    commands = [step.get("run", "") for step in apply["steps"]]
+    assert "terraform apply plan.tfplan" in commands
+    assert "infra/smoke.py" in commands[-1]
+
+
+def test_plan_is_seen_before_the_approval_and_is_the_one_that_is_applied() -> None:
+    plan, apply = jobs("deploy.yml")["plan"], jobs("deploy.yml")["apply"]
+    assert apply["needs"] == "plan"
+    assert "'prod-plan' || 'dev-plan'" in plan["environment"], "no one has to approve that a plan is shown"
+    assert plan["outputs"] == {"digest": "${{ steps.plan.outputs.digest }}"}
+    comparison = next(step for step in apply["steps"] if "APPROVED" in step.get("env", {}))
+    assert comparison["env"] == {
+        "APPROVED": "${{ needs.plan.outputs.digest }}",
+        "CURRENT": "${{ steps.plan.outputs.digest }}",
+    }
+    steps = [step.get("run", "") for step in apply["steps"]]
+    assert steps.index(comparison["run"]) < steps.index("terraform apply plan.tfplan")
+
+
+def test_plans_use_the_identity_that_can_only_read() -> None:
+    assert jobs("deploy.yml")["plan"]["env"] == {"ARM_CLIENT_ID": "${{ vars.AZURE_PLAN_CLIENT_ID }}"}
+    drift = yaml.safe_load((ROOT / ".github" / "workflows" / "drift.yml").read_text(encoding="utf-8"))
+    assert drift["env"]["ARM_CLIENT_ID"] == "${{ vars.AZURE_PLAN_CLIENT_ID }}"
+    # YAML 1.1 reads the key `on` as true.
+    assert drift[True]["schedule"], "drift is looked for without being asked"
+    for job in (jobs("deploy.yml")["plan"], drift["jobs"]["plan"]):
+        commands = " ".join(step.get("run", "") for step in job["steps"])
+        assert "-lock=false" in commands, "it can't write the lock"
+        assert "terraform apply" not in commands
+    assert "-detailed-exitcode" in drift["jobs"]["plan"]["steps"][-1]["run"]
+
+
+# ---- Other tools -----------------------------------------------------------------------------------------------------
+
+
+def test_azd_sets_existing_variables_and_deploys_nothing_else() -> None:
+    project = yaml.safe_load((ROOT / "azure.yaml").read_text(encoding="utf-8"))
+    assert project["infra"] == {"provider": "terraform", "path": "infra", "module": "main"}
+    assert "services" not in project, "Terraform publishes the code"
+    passed_on = json.loads((INFRA / "main.tfvars.json").read_text(encoding="utf-8"))
+    assert passed_on == {"environment": "${AZURE_ENV_NAME}", "location": "${AZURE_LOCATION}"}
+    assert set(passed_on) <= set(VARIABLES)
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
+def test_opentofu_does_not_read_the_tests_of_terraform(path: Path) -> None:
+    """OpenTofu reads NAME.tofutest.hcl instead of NAME.tftest.hcl, whose mocks would make `tofu init` fail."""
+    lines = path.with_name(path.name.replace(".tftest.", ".tofutest.")).read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("#") for line in lines)
+
+
+def test_overrides_change_only_what_exists() -> None:
+    override = read_hcl(INFRA / "spillover_override.tf.example")
+    ((kind, name, body),) = two_label_blocks(override["resource"])
+    assert (kind, name) in RESOURCES
+    assert body == {"spillover_deployment_name": "${each.value.spillover}"}
+    required = override["terraform"][0]["required_providers"][0]["azurerm"]
+    assert required["version"] == '">= 5.10.0, < 6.0.0"', "the first version with spillover_deployment_name"
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"infra/spillover_override.tf", "infra/backend_override.tf"} <= set(ignored)
+
+
+def test_development_container_has_the_versions_of_the_project() -> None:
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    container = json.loads(re.sub(r"(?m)^\s*//.*$", "", text))
+    python = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
+    assert re.fullmatch(rf"mcr\.microsoft\.com/devcontainers/python:[0-9]+-{python}-\w+", container["image"])
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    terraform = next(value for name, value in container["features"].items() if "/terraform:" in name)
+    assert f"terraform_version: ~{terraform['version']}" in workflow
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make (.*)$", container["postCreateCommand"])[0].split():
+        assert re.search(rf"(?m)^{re.escape(target.replace('.venv', '$(VENV)'))}:", makefile), target
+
+
+def test_files_have_the_same_bytes_on_every_system() -> None:
+    """The hash of the package, the lock files' hashes and the shell scripts depend on the line ends."""
+    files = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
+    names = [name for name in files.split("\0") if name]
+    attributes = subprocess.run(
+        ["git", "-C", ROOT, "check-attr", "-z", "--stdin", "text", "eol"],
+        input="\0".join(names) + "\0",
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    by_name: dict[str, dict[str, str]] = {}
+    for name, attribute, value in zip(attributes[::3], attributes[1::3], attributes[2::3], strict=False):
+        by_name.setdefault(name, {})[attribute] = value
+    for name in names:
+        if name.startswith("tests/fuzz/corpus/") or name.endswith(".png"):
+            assert by_name[name]["text"] == "unset", f"{name} is to stay as it is, byte by byte"
+        else:
+            assert by_name[name] == {"text": "auto", "eol": "lf"}, name
