@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -717,6 +718,57 @@ def test_overrides_change_only_what_exists() -> None:
     assert required["version"] == '">= 5.10.0, < 6.0.0"', "the first version with spillover_deployment_name"
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert {"infra/spillover_override.tf", "infra/backend_override.tf"} <= set(ignored)
+
+
+@pytest.mark.parametrize("path", sorted((INFRA / "patterns").glob("*.tf.example")), ids=lambda path: path.name)
+def test_patterns_refer_to_what_the_configuration_has(path: Path) -> None:
+    content = read_hcl(path)
+    declared = set(RESOURCES) | {(kind, name) for kind, name, _ in two_label_blocks(content["resource"])}
+    text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(encoding="utf-8"))
+    for data, kind, name, attribute in REFERENCE.findall(text):
+        assert not data
+        assert (kind, name) in declared, f"{kind}.{name}"
+        if kind in SCHEMA["resources"]:
+            assert attribute in SCHEMA["resources"][kind]["attributes"], f"{kind}.{attribute}"
+    known_locals = {
+        name for parsed in (*CONFIGURATION.values(), content) for values in parsed.get("locals", []) for name in values
+    }
+    assert set(re.findall(r"\blocal\.(\w+)", text)) <= known_locals
+    assert set(re.findall(r"\bvar\.(\w+)", text)) <= set(VARIABLES)
+    for file in re.findall(r"\$\{path\.module\}/([\w./]+)", text):
+        assert (INFRA / file).is_file(), file
+
+
+def test_api_management_policy_streams_and_changes_no_body() -> None:
+    policy = ElementTree.parse(INFRA / "patterns" / "api_management_policy.xml").getroot()
+    assert policy.tag == "policies"
+    (forward,) = policy.findall("backend/forward-request")
+    assert forward.attrib == {"timeout": "240", "buffer-request-body": "false", "buffer-response": "false"}
+    headers = {header.get("name"): header.get("exists-action") for header in policy.iter("set-header")}
+    assert headers == {"x-ms-invocation-id": "delete", "Ocp-Apim-Subscription-Key": "delete"}
+    (identity,) = policy.findall("inbound/authentication-managed-identity")
+    assert identity.get("resource") == "api://${client_id}"
+    known = {"policies", "inbound", "backend", "outbound", "on-error", "base"}
+    others = {element.tag for element in policy.iter()} - known
+    assert others == {"forward-request", "set-header", "authentication-managed-identity"}, "another policy may buffer"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "one.openai.azure.com",
+        "one.cognitiveservices.azure.com",
+        "one.services.ai.azure.com",
+        "one.openai.azure.us",
+        "one.openai.azure.cn",
+    ],
+)
+def test_relay_signs_in_at_every_address_of_an_account(host: str) -> None:
+    """Azure reports another address of an account when it upgrades it from OpenAI to AIServices."""
+    backend = {"name": "one/mini", "endpoint": f"https://{host}/", "deployment": "mini"}
+    settings = Settings.read({"AZURE_OPENAI_BACKENDS": json.dumps([backend]), "AZURE_CLIENT_ID": "id"})
+    assert settings.identity is not None
+    assert settings.identity.scope == "https://cognitiveservices.azure.com/.default"
 
 
 def test_development_container_has_the_versions_of_the_project() -> None:
