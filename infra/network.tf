@@ -20,8 +20,7 @@ locals {
 
   storage_has_private_endpoint = var.closed_storage && var.private_endpoints != null
 
-  # With the region in the name: see the subnet below.
-  virtual_network_name = contains(keys(var.names), "virtual_network") ? local.names.virtual_network : "${local.names.virtual_network}-${local.location}"
+  virtual_network_name = contains(keys(var.names), "virtual_network") ? local.names.virtual_network : "${local.names.virtual_network}${local.region_suffixes[local.location]}"
 
   app_subnet_id = local.uses_network ? (local.creates_network ? azurerm_subnet.app[0].id : var.vnet_integration.subnet_id) : null
 }

@@ -1,10 +1,9 @@
 # The Azure OpenAI (Foundry) accounts, model deployments and content filters of open_ai_instances.
 
 locals {
-  # Only the first account can do without a name, which then does not change when others are added. With the region in
-  # it, since an account in another region is created before this one is destroyed.
-  default_account_name = contains(keys(var.names), "openai_account") ? local.names.openai_account : "${local.names.openai_account}-${local.first_region}"
+  # Only the first account can do without a name, which then does not change when others are added.
   first_region         = lower(replace(coalesce(var.open_ai_instances[0].region, local.location), " ", ""))
+  default_account_name = contains(keys(var.names), "openai_account") ? local.names.openai_account : "${local.names.openai_account}${local.region_suffixes[local.first_region]}"
 
   # The order is the default priority, and the first model of the first instance is the app's default model.
   instances = [

@@ -64,7 +64,7 @@ run "apply" {
   }
 
   assert {
-    condition     = output.deployments["openai-1/gpt-5.4-mini"].endpoint == "https://oai-relay-dev-${local.name_hash}-eastus2.openai.azure.com/"
+    condition     = output.deployments["openai-1/gpt-5.4-mini"].endpoint == "https://oai-relay-dev-${local.name_hash}.openai.azure.com/"
     error_message = "The output deployments lacks the deployment, or its endpoint is wrong."
   }
 

@@ -59,7 +59,7 @@ run "new_virtual_network" {
   }
 
   assert {
-    condition     = azurerm_virtual_network.main[0].address_space == toset(["10.9.8.0/24"]) && azurerm_virtual_network.main[0].name == "vnet-relay-dev-${local.name_hash}-eastus2" && azurerm_subnet.app[0].address_prefixes == tolist(["10.9.8.0/27"])
+    condition     = azurerm_virtual_network.main[0].address_space == toset(["10.9.8.0/24"]) && azurerm_virtual_network.main[0].name == "vnet-relay-dev-${local.name_hash}" && azurerm_subnet.app[0].address_prefixes == tolist(["10.9.8.0/27"])
     error_message = "An address range is wrong."
   }
 
@@ -81,6 +81,20 @@ run "new_virtual_network" {
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.public_network_access_enabled])
     error_message = "A service endpoint requires public network access on the account."
+  }
+}
+
+run "virtual_network_in_another_region" {
+  command = plan
+
+  variables {
+    location         = "West Europe"
+    vnet_integration = {}
+  }
+
+  assert {
+    condition     = azurerm_virtual_network.main[0].name == "vnet-relay-dev-${local.name_hash}-westeurope" && azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}-westeurope"
+    error_message = "What is created before it is destroyed needs another name in another region."
   }
 }
 

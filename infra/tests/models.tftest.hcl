@@ -194,7 +194,7 @@ run "second_account_does_not_change_the_first" {
   }
 
   assert {
-    condition     = azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}-eastus2" && azurerm_cognitive_account.openai["second"].name == "second"
+    condition     = azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}" && azurerm_cognitive_account.openai["second"].name == "second"
     error_message = "The first account would be renamed, and so replaced."
   }
 }

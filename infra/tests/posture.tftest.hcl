@@ -295,7 +295,7 @@ run "default_model" {
   }
 
   assert {
-    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "openai-1/gpt-5.4-mini", endpoint = "https://oai-relay-dev-${local.name_hash}-eastus2.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1 }]
+    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "openai-1/gpt-5.4-mini", endpoint = "https://oai-relay-dev-${local.name_hash}.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1 }]
     error_message = "AZURE_OPENAI_BACKENDS does not match the deployment."
   }
 }
