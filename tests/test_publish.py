@@ -604,6 +604,19 @@ def test_wrong_status_or_content_type_fails(serve: Callable[[Responder], str]) -
     assert not wrong_type.value.transient
 
 
+@pytest.mark.parametrize(("path", "requested"), [("", "/stream"), ("/", "/stream"), ("/relay/", "/relay/stream")])
+def test_smoke_test_keeps_the_path_of_a_gateway(path: str, requested: str, serve: Callable[[Responder], str]) -> None:
+    paths: list[str] = []
+
+    def respond(request: BaseHTTPRequestHandler) -> None:
+        paths.append(request.path)
+        stream_responder([], pause=0, status=404)(request)
+
+    with pytest.raises(smoke.SmokeTestError, match="404"):
+        smoke.check(f"{serve(respond)}{path}", {})
+    assert paths == [requested]
+
+
 def test_smoke_test_retries_transient_errors_and_sends_the_key(serve: Callable[[Responder], str]) -> None:
     keys: list[str | None] = []
 
