@@ -20,7 +20,8 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 # The provider writes both settings, without a key, on every change of the app. The host prefers them to the identity
@@ -43,6 +44,10 @@ _RULE = re.compile(
 
 class PublishError(Exception):
     """The code could not be published; the message names the cause and the remedy."""
+
+
+class AzError(PublishError):
+    """az failed in each attempt, for a reason that another attempt could have ended."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +238,9 @@ def _restore_settings(target: Target) -> None:
         target,
         ["functionapp", "config", "appsettings", "list", *target.az_arguments, "--query", "[].name"],
     )
-    names = _parse_json(listed)
-    # An answer that is no list says nothing: then both are deleted, which is what matters.
-    present = [name for name in KEYLESS_CONNECTION_STRINGS if not isinstance(names, list) or name in names]
+    names = _parse_names(listed)
+    # An unreadable answer says nothing: then both are deleted, which is what matters.
+    present = [name for name in KEYLESS_CONNECTION_STRINGS if names is None or name in names]
     if present:
         _run_az(
             target,
@@ -253,15 +258,29 @@ def _set_update_strategy(target: Target, wanted: str) -> None:
         f"/subscriptions/{target.subscription}/resourceGroups/{target.resource_group}"
         f"/providers/Microsoft.Web/sites/{target.app}?api-version={_SITES_API_VERSION}"
     )
-    query = "properties.functionAppConfig.siteUpdateStrategy.type"
-    current = _parse_json(_run_az(target, ["rest", "--method", "get", "--url", url, "--query", query]))
-    # An app without the property has Azure's default.
-    if current not in UPDATE_STRATEGIES:
-        current = UPDATE_STRATEGIES[0]
-    if current != wanted:
+    read = ["rest", "--method", "get", "--url", url, "--query", "properties.functionAppConfig.siteUpdateStrategy.type"]
+    default = UPDATE_STRATEGIES[0]
+    try:
+        # An app that has Azure's default and is to have it must not fail to be published because this can't be read.
+        answer = _run_az(replace(target, attempts=1) if wanted == default else target, read)
+    except AzError as error:
+        if wanted != default:
+            raise
+        _print(f"{target.app}: the update strategy could not be read, and is taken for {default}: {error}")
+        answer = ""
+    current = _parse_json(answer)
+    if (current if current in UPDATE_STRATEGIES else default) != wanted:
         body = {"properties": {"functionAppConfig": {"siteUpdateStrategy": {"type": wanted}}}}
         _run_az(target, ["rest", "--method", "patch", "--url", url, "--body", json.dumps(body)], output="none")
         _print(f"{target.app}: the update strategy is now {wanted}")
+
+
+def _parse_names(text: str) -> set[str] | None:
+    """The names of the settings that az lists; None when they can't be told."""
+    listed = _parse_json(text)
+    if not isinstance(listed, list):
+        return None
+    return {str(entry.get("name") if isinstance(entry, dict) else entry) for entry in listed}
 
 
 def _parse_json(text: str) -> object:
@@ -324,7 +343,7 @@ def _run_az(target: Target, arguments: list[str], *, output: str = "json") -> st
 
     Raises `PublishError` when all attempts failed, and at once where a further attempt would end in the same way.
     """
-    command = f"az {' '.join(arguments[:4])}"
+    command = " ".join(["az", *takewhile(lambda argument: not argument.startswith("-"), arguments)])
     error = ""
     for attempt in range(1, target.attempts + 1):
         process = _run_az_once(arguments, output)
@@ -346,7 +365,8 @@ def _run_az(target: Target, arguments: list[str], *, output: str = "json") -> st
         _print(f"{command}, attempt {attempt} of {target.attempts}:\n{error}")
         if attempt < target.attempts:
             time.sleep(target.pause)
-    raise PublishError(f"{command} failed {target.attempts} times; the last error:\n{error}")
+    times = "once" if target.attempts == 1 else f"{target.attempts} times"
+    raise AzError(f"{command} failed {times}; the last error:\n{error}")
 
 
 def _run_az_once(arguments: list[str], output: str) -> subprocess.CompletedProcess[str]:

@@ -117,7 +117,7 @@ def test_folder_without_the_app_is_rejected(project: Path, tmp_path: Path) -> No
 
 # Records its arguments and the zip's files, and prints what the file `answers` holds for the command. The file
 # `failures` holds how often each command fails, with the message in the file `error`.
-AZ = """#!{python}
+AZ = """#!{python} -IS
 import json, pathlib, sys, zipfile
 folder = pathlib.Path({folder!r})
 arguments = sys.argv[1:]
@@ -270,6 +270,13 @@ def test_only_the_keyless_settings_that_are_there_are_deleted(project: Path, az:
     assert az.calls[1]["arguments"][11:-3] == names[:1]
 
 
+def test_settings_that_az_lists_with_their_values_are_read(az: FakeAz) -> None:
+    az.answer({"list": [{"name": "AZURE_CLIENT_ID", "value": "id"}, {"name": "AzureWebJobsStorage", "value": "x"}]})
+    publish.restore_settings(target("http://127.0.0.1:9", check_health=False))
+    assert az.commands == [LIST, DELETE]
+    assert az.calls[1]["arguments"][11:-3] == ["AzureWebJobsStorage"]
+
+
 def test_keyless_settings_are_deleted_when_the_list_is_unreadable(az: FakeAz) -> None:
     publish.restore_settings(target("http://127.0.0.1:9", check_health=False))
     assert az.calls[1]["arguments"][11:-3] == list(publish.KEYLESS_CONNECTION_STRINGS)
@@ -308,6 +315,20 @@ def test_update_strategy_is_set_before_anything_else_and_only_if_it_differs(
         write = az.calls[1]["arguments"]
         assert write[1:6] == ["--method", "patch", "--url", url, "--body"]
         assert json.loads(write[6]) == {"properties": {"functionAppConfig": {"siteUpdateStrategy": {"type": wanted}}}}
+
+
+def test_publishing_does_not_depend_on_reading_the_default_strategy(
+    project: Path, az: FakeAz, capsys: pytest.CaptureFixture[str]
+) -> None:
+    az.fail({"rest": 1}, "ERROR: not supported in this region")
+    az.answer({"list": []})
+    options = {"update_strategy": "Recreate", "check_health": False, "pause": 60}
+    publish.deploy(project, target("http://127.0.0.1:9", **options))  # type: ignore[arg-type]
+    assert az.commands == ["rest", LIST, UPLOAD]
+    assert "not supported in this region" in capsys.readouterr().out
+    az.fail({"rest": 9}, "ERROR: not supported in this region")
+    with pytest.raises(publish.PublishError, match="az rest failed 4 times"):
+        publish.restore_settings(target("http://127.0.0.1:9", update_strategy="RollingUpdate"))  # type: ignore[arg-type]
 
 
 def publish_query() -> str:
