@@ -609,6 +609,16 @@ APP_SETTINGS = {
     "OTEL_TRACES_SAMPLER": '"always_on"',
 }
 
+# The defaults of an account and of a model that decide about access, cost and what happens when Azure retires a model.
+MODEL_DEFAULTS = {
+    "kind": '"AIServices"',
+    "project_management_enabled": "false",
+    "format": '"OpenAI"',
+    "sku": '"GlobalStandard"',
+    "capacity": "50",
+    "version_upgrade_option": '"OnceCurrentVersionExpired"',
+}
+
 # Values that the regular expressions of a variable's validations must accept and reject.
 SAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "cors_allowed_origins": (
@@ -650,7 +660,7 @@ class Configuration:
         return value
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def parse_hcl(text: str) -> dict[str, Any]:
     """The blocks of an HCL document; string values keep the quotes that the parser includes, names do not.
 
@@ -674,6 +684,12 @@ def _unquote_names(value: Any) -> Any:
 
 def _blocks(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Address and body of each block of a file."""
+    # Block by block, as `terraform fmt` leaves them, so that a changed file is parsed where it changed only.
+    for block in re.findall(r"(?ms)^\w[^\n]*\{(?:\n.*?^\}|[^\n]*\})$", text):
+        yield from _block(block)
+
+
+def _block(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for section, blocks in parse_hcl(text).items():
         for block in blocks:
             if section in ("terraform", "locals"):
@@ -706,6 +722,8 @@ def violations(files: Mapping[str, str]) -> list[str]:
         *_setting_violations(configuration),
         *_lock_violations(configuration),
         *_sample_violations(configuration),
+        *_reference_violations(configuration),
+        *_model_default_violations(configuration),
     ]
 
 
@@ -766,3 +784,34 @@ def _sample_violations(configuration: Configuration) -> Iterator[str]:
         for value in rejected:
             if all(pattern.search(value) for pattern in patterns):
                 yield f"variable.{name}: accepts {value!r}"
+
+
+def _reference_violations(configuration: Configuration) -> Iterator[str]:
+    """Locals and variables that are used and not defined, which only a plan would report."""
+    text = re.sub(r"(?m)(^|\s)#.*$", "", configuration.text)
+    for name in sorted(set(re.findall(r"\blocal\.(\w+)", text)) - configuration.blocks["local"].keys()):
+        yield f"local.{name} is not defined"
+    for name in sorted(set(re.findall(r"\bvar\.(\w+)", text))):
+        if f"variable.{name}" not in configuration.blocks:
+            yield f"var.{name} is not declared"
+    # The accounts and deployments that the resources are made from.
+    for name, users in (("instances", (ACCOUNT,)), ("deployments", (DEPLOYMENT,))):
+        members = set(re.findall(r"\b(\w+) = ", str(configuration.value("local", name))))
+        used = {
+            member
+            for user in users
+            for member in re.findall(r"each\.value\.(\w+)", str(configuration.blocks.get(user)))
+        }
+        if used - members:
+            yield f"local.{name}: lacks {', '.join(sorted(used - members))}"
+    backends = str(configuration.value("local", "app_settings"))
+    for member in ("name", "endpoint", "deployment", "model", "priority"):
+        if not re.search(rf"\b{member} = (deployment|local)", backends):
+            yield f"local.app_settings: AZURE_OPENAI_BACKENDS lacks {member}"
+
+
+def _model_default_violations(configuration: Configuration) -> Iterator[str]:
+    declared = str(configuration.value("variable.open_ai_instances", "type"))
+    for name, default in MODEL_DEFAULTS.items():
+        if not re.search(rf"\b{name} = optional\(\w+, {re.escape(default)}\)", declared):
+            yield f"variable.open_ai_instances: the default of {name} is not {default}"

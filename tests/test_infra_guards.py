@@ -208,6 +208,18 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     "lock destroyed late": ("lock.tf", "    azurerm_cognitive_deployment.model,\n", ""),
     # ---- Validations ----
     "CORS wildcard host": ("variables.tf", r"^https?://[^/*\\s]+$", r"^https?://[^/\\s]+$"),
+    # ---- Models ----
+    "capacity by default": ("variables.tf", "optional(number, 50)", "optional(number, 1)"),
+    "kind by default": ("variables.tf", 'optional(string, "AIServices")', 'optional(string, "OpenAI")'),
+    "upgrades by default": (
+        "variables.tf",
+        'optional(string, "OnceCurrentVersionExpired")',
+        'optional(string, "NoAutoUpgrade")',
+    ),
+    "backend without a priority": ("app.tf", "          priority   = deployment.priority\n", ""),
+    "deployment without a version": ("openai.tf", "        version                = model.version\n", ""),
+    "undefined local": ("network.tf", "  app_is_private  = try(var.private_endpoints.function_app, false)\n", ""),
+    # ---- Names ----
     "project name": ("variables.tf", "^[a-z][a-z0-9]{1,9}$", "^[a-z][a-zA-Z0-9]{1,9}$"),
 }
 
