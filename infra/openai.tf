@@ -18,8 +18,10 @@ locals {
       kind     = instance.kind
       sku      = instance.sku
       projects = instance.project_management_enabled
-      priority = coalesce(instance.priority, position + 1)
-      models   = instance.models
+      # A name, or "custom" for an account that describes its own.
+      content_filter = instance.content_filter == null ? local.default_content_filter : try(tostring(instance.content_filter), "custom")
+      priority       = coalesce(instance.priority, position + 1)
+      models         = instance.models
     }
   ]
 
@@ -36,7 +38,7 @@ locals {
         version                = model.version
         sku                    = model.sku
         capacity               = model.capacity
-        content_filter         = model.rai_policy_name == null ? coalesce(model.content_filter, local.default_content_filter) : null
+        content_filter         = model.rai_policy_name == null ? coalesce(model.content_filter, instance.content_filter) : null
         rai_policy_name        = model.rai_policy_name
         spillover              = model.spillover_deployment_name
         version_upgrade_option = model.version_upgrade_option
@@ -72,20 +74,12 @@ locals {
     ],
   )
 
-  # The policies that can be created on an account, by the value of content_filter.
-  content_filters = {
-    asynchronous = { base = local.azure_content_filter, mode = "Asynchronous_filter", filters = local.standard_content_filters }
-    custom = {
-      base = try(coalesce(var.content_filter.base_policy_name), local.azure_content_filter)
-      mode = try(coalesce(var.content_filter.mode), "Asynchronous_filter")
-      filters = [for filter in try(var.content_filter.content_filters, local.standard_content_filters) : {
-        name               = filter.name
-        source             = filter.source
-        severity_threshold = try(filter.severity_threshold, null)
-        block_enabled      = try(coalesce(filter.block_enabled), true)
-        filter_enabled     = try(coalesce(filter.filter_enabled), true)
-      }]
-    }
+  # What describes the filter "custom" of each account: the account, or else the variable content_filter. A position in a
+  # tuple, since the two may have different members.
+  custom_content_filters = {
+    for position, instance in var.open_ai_instances : local.instances[position].key => [var.content_filter, instance.content_filter][
+      can(keys(instance.content_filter)) ? 1 : 0
+    ]
   }
 
   # One policy for each account and filter that a model of the account uses.
@@ -93,7 +87,21 @@ locals {
     for policy in distinct([
       for deployment in local.deployments : { instance = deployment.instance, filter = deployment.content_filter }
       if contains(["asynchronous", "custom"], coalesce(deployment.content_filter, "none"))
-    ]) : "${policy.instance}/${policy.filter}" => policy
+      ]) : "${policy.instance}/${policy.filter}" => {
+      instance = policy.instance
+      filter   = policy.filter
+      base     = policy.filter == "custom" ? try(coalesce(local.custom_content_filters[policy.instance].base_policy_name), local.azure_content_filter) : local.azure_content_filter
+      mode     = policy.filter == "custom" ? try(coalesce(local.custom_content_filters[policy.instance].mode), "Asynchronous_filter") : "Asynchronous_filter"
+      filters = [for filter in [
+        local.standard_content_filters, try(local.custom_content_filters[policy.instance].content_filters, local.standard_content_filters)
+        ][policy.filter == "custom" ? 1 : 0] : {
+        name               = filter.name
+        source             = filter.source
+        severity_threshold = try(filter.severity_threshold, null)
+        block_enabled      = try(coalesce(filter.block_enabled), true)
+        filter_enabled     = try(coalesce(filter.filter_enabled), true)
+      }]
+    }
   }
 }
 
@@ -157,14 +165,15 @@ resource "azurerm_cognitive_account_customer_managed_key" "openai" {
 resource "azurerm_cognitive_account_rai_policy" "model" {
   for_each = local.content_filter_policies
 
-  name                 = "${var.project}-${each.value.filter}"
+  # Another base makes another policy, which is created before this one is destroyed and so needs another name.
+  name                 = "${var.project}-${each.value.filter}${each.value.base == local.azure_content_filter ? "" : "-${replace(each.value.base, ".", "-")}"}"
   cognitive_account_id = azurerm_cognitive_account.openai[each.value.instance].id
-  base_policy_name     = local.content_filters[each.value.filter].base
-  mode                 = local.content_filters[each.value.filter].mode
+  base_policy_name     = each.value.base
+  mode                 = each.value.mode
   tags                 = local.tags
 
   dynamic "content_filter" {
-    for_each = local.content_filters[each.value.filter].filters
+    for_each = each.value.filters
 
     content {
       name               = content_filter.value.name

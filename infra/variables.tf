@@ -139,6 +139,7 @@ variable "open_ai_instances" {
     priority              = optional(number)
 
     project_management_enabled = optional(bool, false)
+    content_filter             = optional(any)
 
     models = optional(list(object({
       name                      = string
@@ -160,7 +161,8 @@ variable "open_ai_instances" {
     default location. kind: AIServices (Foundry) or OpenAI; it applies when the account is created. sku: S0.
     custom_subdomain_name: the account's subdomain, globally unique (by default derived from the name and a hash).
     priority: the lowest is tried first; by default the position in the list. project_management_enabled: Foundry
-    projects; applies when the account is created.
+    projects; applies when the account is created. content_filter: of the account's models, in place of the variable
+    content_filter; where one account has an object, all need one.
     models: format (the maker: OpenAI, Mistral AI, DeepSeek, ...), name and version as in Azure's model catalogue;
     deployment_name (by default the model's name); public_name (the model name in requests, by default the model's name:
     the same model on two accounts is then one model with two backends); sku (GlobalStandard, DataZoneStandard, Standard
@@ -272,8 +274,18 @@ variable "open_ai_instances" {
   }
 
   validation {
-    condition     = can(tostring(var.content_filter)) ? alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.content_filter != "custom"]])) : true
-    error_message = "open_ai_instances: content_filter = \"custom\" of a model needs the variable content_filter to describe it: content_filter = { ... }."
+    condition     = can(tostring(var.content_filter)) ? alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.content_filter != "custom" || can(keys(instance.content_filter))]])) : true
+    error_message = "open_ai_instances: content_filter = \"custom\" of a model needs the account, or the variable content_filter, to describe it: content_filter = { ... }."
+  }
+
+  validation {
+    condition = alltrue([
+      for instance in var.open_ai_instances : instance.content_filter == null ? true : (
+        can(tostring(instance.content_filter)) ? contains(["default", "asynchronous"], try(tostring(instance.content_filter), "")) :
+        can(keys(instance.content_filter)) && length(setsubtract(try(keys(instance.content_filter), []), ["mode", "base_policy_name", "content_filters"])) == 0
+      )
+    ])
+    error_message = "open_ai_instances: the content_filter of an account is \"default\", \"asynchronous\", or an object { mode, base_policy_name, content_filters }."
   }
 
   validation {

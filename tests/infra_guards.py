@@ -273,9 +273,9 @@ GUARDS = [
     ),
     Guard(KEY, "identity_client_id", "${var.customer_managed_key.identity_client_id}", "the identity that may use it"),
     Guard(POLICY, "lifecycle.0.create_before_destroy", True, "deployments must leave a policy before it is destroyed"),
-    Guard(POLICY, "mode", "${local.content_filters[each.value.filter].mode}", "content_filter"),
+    Guard(POLICY, "mode", "${each.value.mode}", "content_filter"),
+    Guard(POLICY, "base_policy_name", "${each.value.base}", "content_filter"),
     Guard("local", "azure_content_filter", '"Microsoft.DefaultV2"', "an omitted filter stays what it was"),
-    Guard("local", "content_filters.asynchronous.mode", '"Asynchronous_filter"', "content_filter"),
     Guard(
         DEPLOYMENT,
         "rai_policy_name",

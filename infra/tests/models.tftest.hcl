@@ -301,6 +301,36 @@ run "custom_content_filter" {
   }
 }
 
+run "content_filter_of_an_account" {
+  command = plan
+
+  variables {
+    content_filter = "asynchronous"
+    open_ai_instances = [
+      { name = "one", content_filter = "default", models = [{ name = "gpt-5.4-mini", version = "2026-03-17" }, { name = "gpt-5.4-nano", version = "2026-03-17", content_filter = "asynchronous" }] },
+      { name = "two", models = [{ name = "gpt-5.4-mini", version = "2026-03-17" }] },
+    ]
+  }
+
+  assert {
+    condition     = { for key, deployment in azurerm_cognitive_deployment.model : key => deployment.rai_policy_name } == { "one/gpt-5.4-mini" = "Microsoft.DefaultV2", "one/gpt-5.4-nano" = "relay-asynchronous", "two/gpt-5.4-mini" = "relay-asynchronous" }
+    error_message = "A model, or else its account, does not decide about the content filter."
+  }
+}
+
+run "custom_content_filter_of_an_account" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ content_filter = { base_policy_name = "Microsoft.Default", content_filters = [{ name = "Violence", source = "Completion", severity_threshold = "High" }] } }]
+  }
+
+  assert {
+    condition     = azurerm_cognitive_account_rai_policy.model["openai-1/custom"].mode == "Asynchronous_filter" && azurerm_cognitive_account_rai_policy.model["openai-1/custom"].content_filter[0].severity_threshold == "High" && azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].rai_policy_name == "relay-custom-Microsoft-Default"
+    error_message = "The policy differs from the account's content_filter."
+  }
+}
+
 run "customer_managed_key" {
   command = plan
 

@@ -628,6 +628,26 @@ run "model_format_empty" {
   expect_failures = [var.open_ai_instances]
 }
 
+run "account_content_filter" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ content_filter = "off" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "account_content_filter_unknown_member" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ content_filter = { filters = [] } }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
 run "model_content_filter" {
   command = plan
 
