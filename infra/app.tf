@@ -18,9 +18,11 @@ locals {
     {
       # The host's own storage, accessed by identity. The publish step deletes the plain AzureWebJobsStorage, which the
       # provider writes on every change of the app (terraform-provider-azurerm #29149, #29693).
-      AzureWebJobsStorage__accountName = azurerm_storage_account.app.name
-      AzureWebJobsStorage__credential  = "managedidentity"
-      AzureWebJobsStorage__clientId    = azurerm_user_assigned_identity.app.client_id
+      # By address and not by AzureWebJobsStorage__accountName: terraform-provider-azurerm #29099 takes that one out of
+      # app_settings when it reads the app, and no plan would then be empty. Only blobs are used.
+      AzureWebJobsStorage__blobServiceUri = azurerm_storage_account.app.primary_blob_endpoint
+      AzureWebJobsStorage__credential     = "managedidentity"
+      AzureWebJobsStorage__clientId       = azurerm_user_assigned_identity.app.client_id
 
       # The identity that the app requests tokens for.
       AZURE_CLIENT_ID = azurerm_user_assigned_identity.app.client_id
@@ -29,7 +31,7 @@ locals {
       AZURE_OPENAI_BACKENDS = jsonencode([
         for deployment in local.deployments : {
           name       = deployment.key
-          endpoint   = azurerm_cognitive_account.openai[deployment.instance].endpoint
+          endpoint   = local.endpoints[deployment.instance]
           deployment = deployment.name
           model      = deployment.public_name
           priority   = deployment.priority
@@ -56,13 +58,15 @@ locals {
 resource "azurerm_service_plan" "app" {
   # checkov:skip=CKV_AZURE_212:Flex Consumption scales the instance count itself; the argument has no effect on FC1.
   # checkov:skip=CKV_AZURE_211:FC1 is a production plan: the only serverless one with Python 3.13, virtual networks and concurrency.
-  # checkov:skip=CKV_AZURE_225:Zone balancing costs at least two warm instances in each zone; enable it where that is worth it.
+  # checkov:skip=CKV_AZURE_225:zone_redundant turns it on; it is off by default since always-ready instances then cost at least double.
   name                = local.names.service_plan
   resource_group_name = local.resource_group_name
   location            = local.location
   tags                = local.tags
   os_type             = "Linux"
   sku_name            = "FC1"
+
+  zone_balancing_enabled = var.zone_redundant
 }
 
 resource "azurerm_function_app_flex_consumption" "app" {

@@ -37,8 +37,13 @@ resource "azurerm_monitor_diagnostic_setting" "openai" {
   target_resource_id         = each.value.id
   log_analytics_workspace_id = local.log_analytics_workspace_id
 
-  enabled_log {
-    category = "Audit"
+  # RequestResponse: one record for each call of a model, with its caller's address and duration.
+  dynamic "enabled_log" {
+    for_each = var.request_response_logs ? ["Audit", "RequestResponse"] : ["Audit"]
+
+    content {
+      category = enabled_log.value
+    }
   }
 
   enabled_metric {

@@ -35,6 +35,12 @@ locals {
   storage_name_characters = replace(lower(local.default_names.storage_account), "/[^a-z0-9]/", "")
   storage_name            = length(local.storage_name_characters) <= 24 ? local.storage_name_characters : "${substr(local.storage_name_characters, 0, 18)}${local.name_hash}"
 
+  # What is created before it is destroyed (in network.tf the virtual network, in openai.tf the account) needs another name
+  # in another region. The default region has none, so that what was created there keeps its name.
+  region_suffixes = {
+    for region in distinct([local.location, local.first_region]) : region => region == "eastus2" ? "" : "-${region}"
+  }
+
   names = merge(local.default_names, { storage_account = local.storage_name }, var.names)
 
   tags = merge({ project = var.project, environment = var.environment }, var.tags)

@@ -59,7 +59,7 @@ output "deployments" {
   description = "All model deployments, by account and name."
   value = {
     for deployment in local.deployments : deployment.key => {
-      endpoint    = azurerm_cognitive_account.openai[deployment.instance].endpoint
+      endpoint    = local.endpoints[deployment.instance]
       model       = deployment.model
       version     = deployment.version
       public_name = deployment.public_name

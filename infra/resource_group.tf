@@ -6,6 +6,13 @@ resource "azurerm_resource_group" "main" {
   name     = coalesce(var.resource_group_name, local.names.resource_group)
   location = local.location
   tags     = local.tags
+
+  lifecycle {
+    # The region of a group is only where Azure keeps its list of resources. Replacing the group, which this would mean,
+    # deletes what others put into it, and can't be done at all: it has to be created before it is destroyed, like all
+    # that the subnet in network.tf depends on, and under the same name.
+    ignore_changes = [location]
+  }
 }
 
 locals {

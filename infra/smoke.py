@@ -44,7 +44,8 @@ def check(url: str, credential: Mapping[str, str], *, timeout: float = 120.0) ->
     try:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **credential}
         started = time.monotonic()
-        connection.request("POST", "/stream", json.dumps({"input": PROMPT}), headers)
+        # Behind a gateway the app is below a path of its own.
+        connection.request("POST", f"{parts.path.rstrip('/')}/stream", json.dumps({"input": PROMPT}), headers)
         response = connection.getresponse()
         if response.status != http.client.OK:
             body = response.read(500).decode(errors="replace")

@@ -5,8 +5,9 @@ terraform {
 
   required_providers {
     azurerm = {
-      source  = "hashicorp/azurerm"
-      version = "~> 5.2.0"
+      source = "hashicorp/azurerm"
+      # Every 5.x from the version that this configuration was applied with. docs/deploy.md says what a newer one may change.
+      version = ">= 5.2.0, < 6.0.0"
     }
   }
 }

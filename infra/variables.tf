@@ -133,31 +133,45 @@ variable "open_ai_instances" {
   type = list(object({
     name                  = optional(string)
     region                = optional(string)
+    kind                  = optional(string, "AIServices")
     sku                   = optional(string, "S0")
     custom_subdomain_name = optional(string)
     priority              = optional(number)
+
+    project_management_enabled = optional(bool, false)
+    content_filter             = optional(any)
+
     models = optional(list(object({
-      name                   = string
-      version                = optional(string)
-      deployment_name        = optional(string)
-      public_name            = optional(string)
-      wire                   = optional(string, "chat")
-      sku                    = optional(string, "GlobalStandard")
-      capacity               = optional(number, 50)
-      rai_policy_name        = optional(string)
-      version_upgrade_option = optional(string, "OnceCurrentVersionExpired")
+      name                      = string
+      format                    = optional(string, "OpenAI")
+      version                   = optional(string)
+      deployment_name           = optional(string)
+      public_name               = optional(string)
+      wire                      = optional(string, "chat")
+      sku                       = optional(string, "GlobalStandard")
+      capacity                  = optional(number, 50)
+      content_filter            = optional(string)
+      rai_policy_name           = optional(string)
+      spillover_deployment_name = optional(string)
+      version_upgrade_option    = optional(string, "OnceCurrentVersionExpired")
     })), [{ name = "gpt-5.4-mini", version = "2026-03-17" }])
   }))
   description = <<-EOT
-    The Azure OpenAI accounts, and the models deployed on each.
-    name: the account's name (by default derived from name_pattern). region: by default location. sku: S0.
+    The Azure OpenAI (Foundry) accounts, and the models deployed on each.
+    name: the account's name; only the first account can do without, and is then named by name_pattern. region: by
+    default location. kind: AIServices (Foundry) or OpenAI; it applies when the account is created. sku: S0.
     custom_subdomain_name: the account's subdomain, globally unique (by default derived from the name and a hash).
-    priority: the lowest is tried first; by default the position in the list.
-    models: name and version as in Azure's model catalogue; deployment_name (by default the model's name); public_name
-    (the model name in requests, by default the model's name: the same model on two accounts is then one model with two
-    backends); wire (the API that /stream uses: chat, or responses for models without chat completions and for
-    summaries of the reasoning; embeddings for a model of embeddings); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens per
-    minute, or provisioned units); rai_policy_name (the content filter); version_upgrade_option.
+    priority: the lowest is tried first; by default the position in the list. project_management_enabled: Foundry
+    projects; applies when the account is created. content_filter: of the account's models, in place of the variable
+    content_filter; where one account has an object, all need one.
+    models: format (the maker: OpenAI, Mistral AI, DeepSeek, ...), name and version as in Azure's model catalogue;
+    deployment_name (by default the model's name); public_name (the model name in requests, by default the model's name:
+    the same model on two accounts is then one model with two backends); wire (the API that /stream uses: chat, or
+    responses for models without chat completions and for summaries of the reasoning; embeddings for a model of
+    embeddings); sku (GlobalStandard, DataZoneStandard, Standard or a provisioned one); capacity (thousands of tokens per
+    minute, or provisioned units); content_filter (default, asynchronous or custom, in place of the variable
+    content_filter) or rai_policy_name (a policy that exists on the account); spillover_deployment_name (see
+    spillover_override.tf.example); version_upgrade_option.
     The first model of the first instance is the app's default model.
   EOT
   default     = [{}]
@@ -179,6 +193,11 @@ variable "open_ai_instances" {
   }
 
   validation {
+    condition     = alltrue([for position, instance in var.open_ai_instances : position == 0 || instance.name != null])
+    error_message = "open_ai_instances: every account but the first needs a name; without one, removing an account would replace those after it."
+  }
+
+  validation {
     condition     = length(distinct([for position, instance in var.open_ai_instances : coalesce(instance.name, "openai-${position + 1}")])) == length(var.open_ai_instances)
     error_message = "open_ai_instances: two accounts have the same name; names must be unique."
   }
@@ -186,6 +205,21 @@ variable "open_ai_instances" {
   validation {
     condition     = alltrue([for instance in var.open_ai_instances : instance.region == null || can(regex("^[a-z][a-z0-9]{3,}$", lower(replace(instance.region, " ", ""))))])
     error_message = "open_ai_instances: a region is the name of an Azure region, for example swedencentral."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : contains(["AIServices", "OpenAI"], instance.kind)])
+    error_message = "open_ai_instances: the kind of an account is AIServices (Foundry) or OpenAI."
+  }
+
+  validation {
+    condition     = alltrue([for instance in var.open_ai_instances : instance.kind == "AIServices" || !instance.project_management_enabled])
+    error_message = "open_ai_instances: project_management_enabled needs an account of the kind AIServices."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : instance.kind == "AIServices" || model.format == "OpenAI"]]))
+    error_message = "open_ai_instances: an account of the kind OpenAI has models of the format OpenAI only; models of other makers need AIServices."
   }
 
   validation {
@@ -223,8 +257,47 @@ variable "open_ai_instances" {
   }
 
   validation {
-    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.version != "" && model.public_name != "" && model.rai_policy_name != ""]]))
-    error_message = "open_ai_instances: omit version, public_name or rai_policy_name instead of setting it to \"\"."
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.version != null && model.version != ""]]))
+    error_message = "open_ai_instances: a model needs a version; without one, Azure chooses it and no plan is ever empty. This lists them: az cognitiveservices model list --location REGION --output table --query \"[].{format:model.format, name:model.name, version:model.version}\"."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.format != "" && model.public_name != "" && model.rai_policy_name != "" && model.spillover_deployment_name != ""]]))
+    error_message = "open_ai_instances: omit format, public_name, rai_policy_name or spillover_deployment_name instead of setting it to \"\"."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : contains(["default", "asynchronous", "custom"], coalesce(model.content_filter, "default"))]]))
+    error_message = "open_ai_instances: the content_filter of a model is default, asynchronous or custom (what the variable content_filter describes)."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.content_filter == null || model.rai_policy_name == null]]))
+    error_message = "open_ai_instances: set content_filter or rai_policy_name of a model, not both."
+  }
+
+  validation {
+    condition     = can(tostring(var.content_filter)) ? alltrue(flatten([for instance in var.open_ai_instances : [for model in instance.models : model.content_filter != "custom" || can(keys(instance.content_filter))]])) : true
+    error_message = "open_ai_instances: content_filter = \"custom\" of a model needs the account, or the variable content_filter, to describe it: content_filter = { ... }."
+  }
+
+  validation {
+    condition = alltrue([
+      for instance in var.open_ai_instances : instance.content_filter == null ? true : (
+        can(tostring(instance.content_filter)) ? contains(["default", "asynchronous"], try(tostring(instance.content_filter), "")) :
+        can(keys(instance.content_filter)) && length(setsubtract(try(keys(instance.content_filter), []), ["mode", "base_policy_name", "content_filters"])) == 0
+      )
+    ])
+    error_message = "open_ai_instances: the content_filter of an account is \"default\", \"asynchronous\", or an object { mode, base_policy_name, content_filters }."
+  }
+
+  validation {
+    condition = alltrue(flatten([for instance in var.open_ai_instances : [
+      for model in instance.models : model.spillover_deployment_name == null || (
+        endswith(model.sku, "ProvisionedManaged") && contains([for other in instance.models : coalesce(other.deployment_name, other.name) if other != model], coalesce(model.spillover_deployment_name, "none"))
+      )
+    ]]))
+    error_message = "open_ai_instances: spillover_deployment_name is for a provisioned deployment, and names another deployment of the same account."
   }
 
   validation {
@@ -249,6 +322,61 @@ variable "open_ai_instances" {
       ["OnceCurrentVersionExpired", "OnceNewDefaultVersionAvailable", "NoAutoUpgrade"], model.version_upgrade_option
     )]]))
     error_message = "open_ai_instances: version_upgrade_option is OnceCurrentVersionExpired (keeps the version, survives its retirement), OnceNewDefaultVersionAvailable or NoAutoUpgrade."
+  }
+}
+
+variable "content_filter" {
+  type        = any
+  description = "The content filter of the models: \"default\" (Azure's own), \"asynchronous\" (the same filters beside the stream instead of before each part of it: smoother, but text can be seen before it is rejected), or an object with mode (Default, Deferred, Blocking, Asynchronous_filter), base_policy_name and content_filters, the members of azurerm_cognitive_account_rai_policy; all of them have defaults."
+  default     = "default"
+  nullable    = false
+
+  validation {
+    condition     = can(tostring(var.content_filter)) ? contains(["default", "asynchronous"], try(tostring(var.content_filter), "")) : can(keys(var.content_filter))
+    error_message = "content_filter is \"default\", \"asynchronous\", or an object { mode, base_policy_name, content_filters }."
+  }
+
+  validation {
+    condition     = length(setsubtract(try(keys(var.content_filter), []), ["mode", "base_policy_name", "content_filters"])) == 0
+    error_message = "content_filter: an object may only have the members mode, base_policy_name and content_filters."
+  }
+
+  validation {
+    condition     = contains(["Default", "Deferred", "Blocking", "Asynchronous_filter"], try(coalesce(var.content_filter.mode), "Default"))
+    error_message = "content_filter: mode is Default, Deferred, Blocking or Asynchronous_filter."
+  }
+
+  validation {
+    condition = alltrue([
+      for filter in try(var.content_filter.content_filters, []) :
+      can(coalesce(filter.name)) && contains(["Prompt", "Completion"], try(filter.source, "")) && contains(["Low", "Medium", "High"], try(coalesce(filter.severity_threshold), "Low"))
+    ])
+    error_message = "content_filter: each of content_filters has a name (Hate, Sexual, Selfharm, Violence, Jailbreak, ...), a source (Prompt or Completion) and, for the first four, a severity_threshold (Low, Medium or High)."
+  }
+}
+
+variable "customer_managed_key" {
+  type = object({
+    key_vault_key_id   = string
+    identity_id        = string
+    identity_client_id = string
+  })
+  description = "A key of yours that encrypts the accounts' data at rest: the key's id in its key vault, and the user-assigned identity that may use it (Key Vault Crypto Service Encryption User). The vault needs soft delete and purge protection. Null: Microsoft's keys."
+  default     = null
+
+  validation {
+    condition     = var.customer_managed_key == null || can(regex("^https://[^/]+/keys/[^/]+(/[0-9a-f]+)?$", var.customer_managed_key.key_vault_key_id))
+    error_message = "customer_managed_key.key_vault_key_id must be the id of a key, for example https://NAME.vault.azure.net/keys/KEY/VERSION."
+  }
+
+  validation {
+    condition     = var.customer_managed_key == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ManagedIdentity/userAssignedIdentities/[^/]+$", var.customer_managed_key.identity_id))
+    error_message = "customer_managed_key.identity_id must be the id of a user-assigned identity: /subscriptions/.../userAssignedIdentities/NAME."
+  }
+
+  validation {
+    condition     = var.customer_managed_key == null || can(regex("^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$", var.customer_managed_key.identity_client_id))
+    error_message = "customer_managed_key.identity_client_id must be the client id of that identity, such as 00000000-0000-0000-0000-000000000000."
   }
 }
 
@@ -300,6 +428,18 @@ variable "always_ready_instances" {
     condition     = var.always_ready_instances >= 0 && var.always_ready_instances <= var.maximum_instance_count && floor(var.always_ready_instances) == var.always_ready_instances
     error_message = "always_ready_instances must be a whole number from 0 to maximum_instance_count."
   }
+
+  validation {
+    condition     = !var.zone_redundant || var.always_ready_instances != 1
+    error_message = "always_ready_instances must be 0 or at least 2 with zone_redundant = true: one instance is in one zone only."
+  }
+}
+
+variable "zone_redundant" {
+  type        = bool
+  description = "Spreads the app's instances and its storage over the region's availability zones; the region must have them. Changing it replaces the plan, the app and the storage account."
+  default     = false
+  nullable    = false
 }
 
 variable "relay_settings" {
@@ -341,6 +481,20 @@ variable "check_health" {
   nullable    = false
 }
 
+variable "remote_build" {
+  type        = bool
+  description = "Azure installs the app's Python packages after publishing. False installs them on the deployer's machine instead, as wheels for Linux whose hashes are verified: for networks in which Azure's build can't reach the package index, and for days on which it fails. Needs pip."
+  default     = true
+  nullable    = false
+}
+
+variable "rolling_updates" {
+  type        = bool
+  description = "Let open streams finish when the app is updated (Flex Consumption's rolling updates, in preview). By default an update ends them."
+  default     = false
+  nullable    = false
+}
+
 variable "python" {
   type        = string
   description = "The Python 3 that runs the publish script on the deployer's machine; on Windows usually \"python\"."
@@ -361,7 +515,7 @@ variable "vnet_integration" {
     address_space        = optional(string, "10.80.0.0/24")
     virtual_network_name = optional(string)
   })
-  description = "Connects the app to a subnet, and restricts the OpenAI accounts to that subnet. {} creates a virtual network; subnet_id selects an existing subnet, which must be delegated to Microsoft.App/environments and, without private_endpoints, have the service endpoint Microsoft.CognitiveServices."
+  description = "Connects the app to a subnet, and restricts the OpenAI accounts to that subnet. {} creates a virtual network; subnet_id selects an existing subnet, which must be delegated to Microsoft.App/environments and, without private_endpoints, have the service endpoint Microsoft.CognitiveServices (with closed_storage also Microsoft.Storage)."
   default     = null
 
   validation {
@@ -381,8 +535,9 @@ variable "private_endpoints" {
     openai_dns_zone_ids       = optional(list(string), [])
     function_app              = optional(bool, false)
     function_app_dns_zone_ids = optional(list(string), [])
+    storage_dns_zone_ids      = optional(list(string), [])
   })
-  description = "Private endpoints for the OpenAI accounts in an existing subnet, which disable their public access; with function_app = true also for the app, which is then reachable, and can be published to, only from that network. The DNS zones (privatelink.openai.azure.com, privatelink.azurewebsites.net) must exist; omit the ids where Azure Policy adds them."
+  description = "Private endpoints for the OpenAI accounts in an existing subnet, which disable their public access; with function_app = true also for the app, which is then reachable, and can be published to, only from that network; with closed_storage = true also for the storage. The DNS zones must exist: for the accounts privatelink.openai.azure.com, privatelink.cognitiveservices.azure.com and privatelink.services.ai.azure.com, for the app privatelink.azurewebsites.net, for the storage privatelink.blob.core.windows.net. Omit the ids where Azure Policy adds them."
   default     = null
 
   validation {
@@ -391,17 +546,36 @@ variable "private_endpoints" {
   }
 
   validation {
-    condition     = var.private_endpoints == null || var.vnet_integration != null
-    error_message = "private_endpoints requires vnet_integration: without it the app could not reach the accounts."
+    condition     = var.private_endpoints == null || try(var.vnet_integration.subnet_id, null) != null
+    error_message = "private_endpoints requires vnet_integration with a subnet_id: the app reaches the accounts from an existing network that the endpoints' network is, or is peered with; a network created here is neither."
   }
 
   validation {
     condition = var.private_endpoints == null || alltrue([
-      for id in concat(try(var.private_endpoints.openai_dns_zone_ids, []), try(var.private_endpoints.function_app_dns_zone_ids, [])) :
+      for id in concat(try(var.private_endpoints.openai_dns_zone_ids, []), try(var.private_endpoints.function_app_dns_zone_ids, []), try(var.private_endpoints.storage_dns_zone_ids, [])) :
       can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/privateDnsZones/[^/]+$", id))
     ])
     error_message = "private_endpoints: a DNS zone's id is /subscriptions/.../providers/Microsoft.Network/privateDnsZones/NAME."
   }
+}
+
+variable "closed_storage" {
+  type        = bool
+  description = "Closes the app's storage account to the internet: the app reaches it from its subnet (an existing one needs the service endpoint Microsoft.Storage), or with private_endpoints through an endpoint. Requires vnet_integration."
+  default     = false
+  nullable    = false
+
+  validation {
+    condition     = !var.closed_storage || var.vnet_integration != null
+    error_message = "closed_storage requires vnet_integration: without it the app could not reach its storage."
+  }
+}
+
+variable "lock" {
+  type        = bool
+  description = "A lock of the resource group against deletion. Set it to false, and apply, before anything in the group is deleted or replaced. The deployer needs Microsoft.Authorization/locks/write (Owner)."
+  default     = false
+  nullable    = false
 }
 
 variable "allowed_ip_ranges" {
@@ -464,6 +638,13 @@ variable "log_analytics_workspace_id" {
     condition     = var.log_analytics_workspace_id == null || can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.OperationalInsights/workspaces/[^/]+$", var.log_analytics_workspace_id))
     error_message = "log_analytics_workspace_id must be the id of a workspace: /subscriptions/.../providers/Microsoft.OperationalInsights/workspaces/NAME."
   }
+}
+
+variable "request_response_logs" {
+  type        = bool
+  description = "Also log each call of a model: its time, caller's address, duration and status, without prompts and answers. Billed by the gigabyte; about 1 kB a call."
+  default     = false
+  nullable    = false
 }
 
 variable "log_retention_in_days" {

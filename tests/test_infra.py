@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-import hcl2
 import pytest
+import yaml
 
 from infra import publish
 from relay.callers.request import _BODY_TIMEOUT
 from relay.settings import Settings, SettingsError
 from relay.streaming.stream import _TERMINAL_EVENT_TIMEOUT
+from tests.infra_guards import parse_hcl
 
 ROOT = Path(__file__).resolve().parent.parent
 INFRA = ROOT / "infra"
@@ -32,25 +34,8 @@ SCHEMA = json.loads(Path(__file__).with_name("azurerm-schema-5.2.0.json").read_t
 META_ARGUMENTS = {"count", "for_each", "depends_on", "provider", "lifecycle", "provisioner", "connection"}
 
 
-def parse_hcl(text: str) -> dict[str, Any]:
-    """The blocks of an HCL document; string values keep the quotes that the parser includes, names do not."""
-    return _unquote_names(hcl2.loads(text))
-
-
 def read_hcl(path: Path) -> dict[str, Any]:
     return parse_hcl(path.read_text(encoding="utf-8"))
-
-
-def _unquote_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            name.strip('"'): _unquote_names(inner)
-            for name, inner in value.items()
-            if name not in ("__is_block__", "__comments__", "__inline_comments__")
-        }
-    if isinstance(value, list):
-        return [_unquote_names(inner) for inner in value]
-    return value
 
 
 def two_label_blocks(blocks: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -247,71 +232,7 @@ resource "azurerm_cognitive_deployment" "x" {
     ]
 
 
-# ---- Security settings, also checked where `terraform test` cannot run -----------------------------------------------
-
-APP = ("azurerm_function_app_flex_consumption", "app")
-STORAGE = ("azurerm_storage_account", "app")
-ACCOUNT = ("azurerm_cognitive_account", "openai")
-IDENTITY = "${azurerm_user_assigned_identity.app.id}"
-
-
-@pytest.mark.parametrize(
-    ("resource", "path", "value"),
-    [
-        (ACCOUNT, "local_auth_enabled", False),
-        (ACCOUNT, "kind", '"OpenAI"'),
-        (ACCOUNT, "custom_subdomain_name", "${each.value.subdomain}"),
-        (ACCOUNT, "public_network_access_enabled", "${var.private_endpoints == null}"),
-        (ACCOUNT, "dynamic.0.network_acls.content.0.default_action", '"Deny"'),
-        (ACCOUNT, "dynamic.0.network_acls.content.0.bypass", '"None"'),
-        (STORAGE, "shared_access_key_enabled", False),
-        (STORAGE, "allow_nested_items_to_be_public", False),
-        (STORAGE, "cross_tenant_replication_enabled", False),
-        (STORAGE, "local_user_enabled", False),
-        (STORAGE, "https_traffic_only_enabled", True),
-        (STORAGE, "min_tls_version", '"TLS1_2"'),
-        (("azurerm_storage_container", "code"), "container_access_type", '"private"'),
-        (APP, "https_only", True),
-        (APP, "webdeploy_publish_basic_authentication_enabled", False),
-        (APP, "http_concurrency", "${var.http_concurrency}"),
-        (APP, "storage_authentication_type", '"UserAssignedIdentity"'),
-        (APP, "storage_user_assigned_identity_id", IDENTITY),
-        (APP, "identity.0.identity_ids", [IDENTITY]),
-        (APP, "runtime_name", '"python"'),
-        (APP, "runtime_version", '"3.13"'),
-        (APP, "site_config.0.minimum_tls_version", '"1.2"'),
-        (APP, "site_config.0.scm_minimum_tls_version", '"1.2"'),
-        (
-            APP,
-            "site_config.0.ip_restriction_default_action",
-            '${length(var.allowed_ip_ranges) > 0 ? "Deny" : "Allow"}',
-        ),
-        (("azurerm_service_plan", "app"), "sku_name", '"FC1"'),
-        (("azurerm_application_insights", "app"), "local_authentication_enabled", False),
-        (("azurerm_log_analytics_workspace", "main"), "local_authentication_enabled", False),
-        (("azurerm_cognitive_deployment", "model"), "sku.0.capacity", "${each.value.capacity}"),
-    ],
-    ids=str,
-)
-def test_security_setting(resource: tuple[str, str], path: str, value: object) -> None:
-    actual: Any = RESOURCES[resource]
-    for step in path.split("."):
-        actual = actual[int(step)] if step.isdigit() else actual[step]
-    assert actual == value
-
-
-def test_app_identity_has_exactly_three_roles() -> None:
-    roles = {
-        body["role_definition_name"].strip('"'): (body["scope"], body["principal_id"], body["principal_type"])
-        for (kind, _), body in RESOURCES.items()
-        if kind == "azurerm_role_assignment"
-    }
-    principal = ("${azurerm_user_assigned_identity.app.principal_id}", '"ServicePrincipal"')
-    assert roles == {
-        "Storage Blob Data Owner": ("${azurerm_storage_account.app.id}", *principal),
-        "Cognitive Services OpenAI User": ("${each.value.id}", *principal),
-        "Monitoring Metrics Publisher": ("${azurerm_application_insights.app.id}", *principal),
-    }
+# ---- Secrets ---------------------------------------------------------------------------------------------------------
 
 
 def test_configuration_reads_no_key_from_the_provider() -> None:
@@ -437,7 +358,7 @@ def test_function_timeout_fits_the_longest_stream() -> None:
 
 def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
     read_by_the_host = {
-        "AzureWebJobsStorage__accountName",
+        "AzureWebJobsStorage__blobServiceUri",
         "AzureWebJobsStorage__credential",
         "AzureWebJobsStorage__clientId",
         # The worker's Application Insights distribution.
@@ -454,7 +375,7 @@ def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
 def test_relay_accepts_the_backends_that_terraform_writes() -> None:
     text = (INFRA / "app.tf").read_text(encoding="utf-8")
     entry = text[text.index("AZURE_OPENAI_BACKENDS") : text.index("APPLICATIONINSIGHTS_CONNECTION_STRING")]
-    members = re.findall(r"^\s+(\w+)\s+= (?:deployment|azurerm)", entry, re.MULTILINE)
+    members = re.findall(r"^\s+(\w+)\s+= (?:deployment|local)", entry, re.MULTILINE)
     sample = {
         "name": "two/gpt-5.4-mini",
         "endpoint": "https://two.openai.azure.com/",
@@ -721,12 +642,167 @@ def test_workflows_use_no_secret() -> None:
         assert "secrets." not in text, f"{path.name}: sign in by OIDC"
         assert re.search(r"^permissions:", text, re.MULTILINE), f"{path.name} does not restrict the token's permissions"
         for action in re.findall(r"uses: (\S+)", text):
-            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v[0-9]+|[0-9a-f]{40})", action), action
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action), (
+                f"{action} can be moved: pin it by its commit"
+            )
+        for line in re.findall(r"uses: .*", text):
+            assert re.search(r"# v[0-9]+\.[0-9]+\.[0-9]+$", line), f"{line} does not say which version it is"
+
+
+def jobs(workflow: str) -> dict[str, Any]:
+    text = (ROOT / ".github" / "workflows" / workflow).read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)["jobs"]
+    return found
 
 
 def test_deployment_requires_approval_and_runs_the_smoke_test() -> None:
-    text = (ROOT / ".github" / "workflows" / "deploy.yml").read_text(encoding="utf-8")
-    assert "id-token: write" in text
-    assert re.search(r"^ {4}environment: ", text, re.MULTILINE), "apply must wait for a protected environment"
-    assert "cancel-in-progress: false" in text, "a cancelled apply leaves the state locked"
-    assert "infra/smoke.py" in text
+    apply = jobs("deploy.yml")["apply"]
+    assert "'prod' || 'dev'" in apply["environment"], "apply must wait for a protected environment"
+    assert apply["env"] == {"ARM_CLIENT_ID": "${{ vars.AZURE_CLIENT_ID }}"}
+    assert apply["concurrency"]["cancel-in-progress"] is False, "a cancelled apply leaves the state locked"
+    commands = [step.get("run", "") for step in apply["steps"]]
+    assert "terraform apply plan.tfplan" in commands
+    assert "infra/smoke.py" in commands[-1]
+
+
+def test_plan_is_seen_before_the_approval_and_is_the_one_that_is_applied() -> None:
+    plan, apply = jobs("deploy.yml")["plan"], jobs("deploy.yml")["apply"]
+    assert apply["needs"] == "plan"
+    assert "'prod-plan' || 'dev-plan'" in plan["environment"], "no one has to approve that a plan is shown"
+    assert plan["outputs"] == {"digest": "${{ steps.plan.outputs.digest }}"}
+    comparison = next(step for step in apply["steps"] if "APPROVED" in step.get("env", {}))
+    assert comparison["env"] == {
+        "APPROVED": "${{ needs.plan.outputs.digest }}",
+        "CURRENT": "${{ steps.plan.outputs.digest }}",
+    }
+    steps = [step.get("run", "") for step in apply["steps"]]
+    assert steps.index(comparison["run"]) < steps.index("terraform apply plan.tfplan")
+
+
+def test_plans_use_the_identity_that_can_only_read() -> None:
+    assert jobs("deploy.yml")["plan"]["env"] == {"ARM_CLIENT_ID": "${{ vars.AZURE_PLAN_CLIENT_ID }}"}
+    drift = yaml.safe_load((ROOT / ".github" / "workflows" / "drift.yml").read_text(encoding="utf-8"))
+    assert drift["env"]["ARM_CLIENT_ID"] == "${{ vars.AZURE_PLAN_CLIENT_ID }}"
+    # YAML 1.1 reads the key `on` as true.
+    assert drift[True]["schedule"], "drift is looked for without being asked"
+    for job in (jobs("deploy.yml")["plan"], drift["jobs"]["plan"]):
+        commands = " ".join(step.get("run", "") for step in job["steps"])
+        assert "-lock=false" in commands, "it can't write the lock"
+        assert "terraform apply" not in commands
+    assert "-detailed-exitcode" in drift["jobs"]["plan"]["steps"][-1]["run"]
+
+
+# ---- Other tools -----------------------------------------------------------------------------------------------------
+
+
+def test_azd_sets_existing_variables_and_deploys_nothing_else() -> None:
+    project = yaml.safe_load((ROOT / "azure.yaml").read_text(encoding="utf-8"))
+    assert project["infra"] == {"provider": "terraform", "path": "infra", "module": "main"}
+    assert "services" not in project, "Terraform publishes the code"
+    passed_on = json.loads((INFRA / "main.tfvars.json").read_text(encoding="utf-8"))
+    assert passed_on == {"environment": "${AZURE_ENV_NAME}", "location": "${AZURE_LOCATION}"}
+    assert set(passed_on) <= set(VARIABLES)
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
+def test_opentofu_does_not_read_the_tests_of_terraform(path: Path) -> None:
+    """OpenTofu reads NAME.tofutest.hcl instead of NAME.tftest.hcl, whose mocks would make `tofu init` fail."""
+    lines = path.with_name(path.name.replace(".tftest.", ".tofutest.")).read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("#") for line in lines)
+
+
+def test_overrides_change_only_what_exists() -> None:
+    override = read_hcl(INFRA / "spillover_override.tf.example")
+    ((kind, name, body),) = two_label_blocks(override["resource"])
+    assert (kind, name) in RESOURCES
+    assert body == {"spillover_deployment_name": "${each.value.spillover}"}
+    required = override["terraform"][0]["required_providers"][0]["azurerm"]
+    assert required["version"] == '">= 5.10.0, < 6.0.0"', "the first version with spillover_deployment_name"
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"infra/spillover_override.tf", "infra/backend_override.tf"} <= set(ignored)
+
+
+@pytest.mark.parametrize("path", sorted((INFRA / "patterns").glob("*.tf.example")), ids=lambda path: path.name)
+def test_patterns_refer_to_what_the_configuration_has(path: Path) -> None:
+    content = read_hcl(path)
+    declared = set(RESOURCES) | {(kind, name) for kind, name, _ in two_label_blocks(content["resource"])}
+    text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(encoding="utf-8"))
+    for data, kind, name, attribute in REFERENCE.findall(text):
+        assert not data
+        assert (kind, name) in declared, f"{kind}.{name}"
+        if kind in SCHEMA["resources"]:
+            assert attribute in SCHEMA["resources"][kind]["attributes"], f"{kind}.{attribute}"
+    known_locals = {
+        name for parsed in (*CONFIGURATION.values(), content) for values in parsed.get("locals", []) for name in values
+    }
+    assert set(re.findall(r"\blocal\.(\w+)", text)) <= known_locals
+    assert set(re.findall(r"\bvar\.(\w+)", text)) <= set(VARIABLES)
+    for file in re.findall(r"\$\{path\.module\}/([\w./]+)", text):
+        assert (INFRA / file).is_file(), file
+
+
+def test_api_management_policy_streams_and_changes_no_body() -> None:
+    policy = ElementTree.parse(INFRA / "patterns" / "api_management_policy.xml").getroot()
+    assert policy.tag == "policies"
+    (forward,) = policy.findall("backend/forward-request")
+    assert forward.attrib == {"timeout": "240", "buffer-request-body": "false", "buffer-response": "false"}
+    headers = {header.get("name"): header.get("exists-action") for header in policy.iter("set-header")}
+    assert headers == {"x-ms-invocation-id": "delete", "x-functions-key": "delete"}
+    (identity,) = policy.findall("inbound/authentication-managed-identity")
+    assert identity.get("resource") == "api://${client_id}"
+    known = {"policies", "inbound", "backend", "outbound", "on-error", "base"}
+    others = {element.tag for element in policy.iter()} - known
+    expected = {"forward-request", "set-header", "set-query-parameter", "authentication-managed-identity"}
+    assert others == expected, "another policy may buffer"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "one.openai.azure.com",
+        "one.cognitiveservices.azure.com",
+        "one.services.ai.azure.com",
+        "one.openai.azure.us",
+        "one.openai.azure.cn",
+    ],
+)
+def test_relay_signs_in_at_every_address_of_an_account(host: str) -> None:
+    """Azure reports another address of an account when it upgrades it from OpenAI to AIServices."""
+    backend = {"name": "one/mini", "endpoint": f"https://{host}/", "deployment": "mini"}
+    settings = Settings.read({"AZURE_OPENAI_BACKENDS": json.dumps([backend]), "AZURE_CLIENT_ID": "id"})
+    assert settings.identity is not None
+    assert settings.identity.scope == "https://cognitiveservices.azure.com/.default"
+
+
+def test_development_container_has_the_versions_of_the_project() -> None:
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    container = json.loads(re.sub(r"(?m)^\s*//.*$", "", text))
+    python = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
+    assert re.fullmatch(rf"mcr\.microsoft\.com/devcontainers/python:[0-9]+-{python}-\w+", container["image"])
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    terraform = next(value for name, value in container["features"].items() if "/terraform:" in name)
+    assert f"terraform_version: ~{terraform['version']}" in workflow
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make (.*)$", container["postCreateCommand"])[0].split():
+        assert re.search(rf"(?m)^{re.escape(target.replace('.venv', '$(VENV)'))}:", makefile), target
+
+
+def test_files_have_the_same_bytes_on_every_system() -> None:
+    """The hash of the package, the lock files' hashes and the shell scripts depend on the line ends."""
+    files = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
+    names = [name for name in files.split("\0") if name]
+    attributes = subprocess.run(
+        ["git", "-C", ROOT, "check-attr", "-z", "--stdin", "text", "eol"],
+        input="\0".join(names) + "\0",
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    by_name: dict[str, dict[str, str]] = {}
+    for name, attribute, value in zip(attributes[::3], attributes[1::3], attributes[2::3], strict=False):
+        by_name.setdefault(name, {})[attribute] = value
+    for name in names:
+        if name.startswith("tests/fuzz/corpus/") or name.endswith(".png"):
+            assert by_name[name]["text"] == "unset", f"{name} is to stay as it is, byte by byte"
+        else:
+            assert by_name[name] == {"text": "auto", "eol": "lf"}, name

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,9 @@ def test_folder_without_the_app_is_rejected(project: Path, tmp_path: Path) -> No
 
 # ---- az --------------------------------------------------------------------------------------------------------------
 
-# Records its arguments and the zip's files. The file `failures` holds how often each command fails, with the message in
-# the file `error`.
-AZ = """#!{python}
+# Records its arguments and the zip's files, and prints what the file `answers` holds for the command. The file
+# `failures` holds how often each command fails, with the message in the file `error`.
+AZ = """#!{python} -IS
 import json, pathlib, sys, zipfile
 folder = pathlib.Path({folder!r})
 arguments = sys.argv[1:]
@@ -132,7 +133,8 @@ for command, remaining in failures.items():
         failures[command] = remaining - 1
         (folder / "failures").write_text(json.dumps(failures))
         sys.exit((folder / "error").read_text())
-print("a setting=a secret")
+answers = json.loads((folder / "answers").read_text())
+print(next((answer for command, answer in answers.items() if command in arguments), "a setting=a secret"))
 """
 
 
@@ -142,6 +144,7 @@ class FakeAz:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.fail({})
+        self.answer({})
         script = folder / "az"
         script.write_text(AZ.format(python=sys.executable, folder=str(folder)), encoding="utf-8")
         script.chmod(0o755)
@@ -150,6 +153,16 @@ class FakeAz:
         """Fail the given number of times for each command."""
         (self.folder / "error").write_text(error, encoding="utf-8")
         (self.folder / "failures").write_text(json.dumps(failures), encoding="utf-8")
+
+    def answer(self, answers: dict[str, object]) -> None:
+        """What each command prints, as JSON."""
+        texts = {command: json.dumps(answer) for command, answer in answers.items()}
+        (self.folder / "answers").write_text(json.dumps(texts), encoding="utf-8")
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands without their options."""
+        return [" ".join(takewhile(lambda word: not word.startswith("-"), call["arguments"])) for call in self.calls]
 
     @property
     def calls(self) -> list[dict[str, list[str]]]:
@@ -214,34 +227,126 @@ def target(url: str, **overrides: float) -> publish.Target:
     return publish.Target("sub", "group", "app", url, **limits)  # type: ignore[arg-type]
 
 
+APP_ARGUMENTS = ["--subscription", "sub", "--resource-group", "group", "--name", "app"]
+LIST = "functionapp config appsettings list"
+DELETE = "functionapp config appsettings delete"
+UPLOAD = "functionapp deployment source config-zip"
+
+
 def test_deploy_deletes_the_keyless_settings_and_publishes(
     project: Path, az: FakeAz, serve: Callable[[Responder], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    az.answer({"list": ["AzureWebJobsStorage", "AZURE_CLIENT_ID", "DEPLOYMENT_STORAGE_CONNECTION_STRING"]})
     publish.deploy(project, target(serve(health_responder(503, 404, 200, 502, 200))))
-    app = ["--subscription", "sub", "--resource-group", "group", "--name", "app"]
-    output_options = ["--output", "none", "--only-show-errors"]
-    delete_settings, upload = az.calls
-    assert delete_settings["arguments"] == [
-        *["functionapp", "config", "appsettings", "delete", *app],
-        *["--setting-names", "AzureWebJobsStorage", "DEPLOYMENT_STORAGE_CONNECTION_STRING", *output_options],
+    listing, deletion, upload = az.calls
+    assert listing["arguments"] == [
+        *[*LIST.split(), *APP_ARGUMENTS],
+        *["--query", "[].name", "--output", "json", "--only-show-errors"],
     ]
-    assert upload["arguments"][:10] == ["functionapp", "deployment", "source", "config-zip", *app]
+    assert deletion["arguments"] == [
+        *[*DELETE.split(), *APP_ARGUMENTS],
+        *["--setting-names", "AzureWebJobsStorage", "DEPLOYMENT_STORAGE_CONNECTION_STRING"],
+        *["--output", "none", "--only-show-errors"],
+    ]
+    assert upload["arguments"][:10] == [*UPLOAD.split(), *APP_ARGUMENTS]
+    assert upload["arguments"][12:] == ["--output", "none", "--only-show-errors"]
     assert upload["files"] == PACKAGE_FILES
     assert not Path(upload["arguments"][11]).exists(), "the temporary package is not deleted"
     assert "a secret" not in capsys.readouterr().out, "az prints every app setting"
 
 
+def test_deploy_writes_no_setting_when_none_is_wrong(project: Path, az: FakeAz) -> None:
+    """az writes all settings even to delete none, and each write of the settings ends all open streams."""
+    az.answer({"list": ["AzureWebJobsStorage__clientId", "AZURE_CLIENT_ID"]})
+    publish.deploy(project, target("http://127.0.0.1:9", check_health=False))
+    assert az.commands == [LIST, UPLOAD]
+
+
+@pytest.mark.parametrize("names", [["AzureWebJobsStorage"], ["DEPLOYMENT_STORAGE_CONNECTION_STRING", "other"]])
+def test_only_the_keyless_settings_that_are_there_are_deleted(project: Path, az: FakeAz, names: list[str]) -> None:
+    az.answer({"list": names})
+    publish.restore_settings(target("http://127.0.0.1:9", check_health=False))
+    assert az.commands == [LIST, DELETE]
+    assert az.calls[1]["arguments"][11:-3] == names[:1]
+
+
+def test_settings_that_az_lists_with_their_values_are_read(az: FakeAz) -> None:
+    az.answer({"list": [{"name": "AZURE_CLIENT_ID", "value": "id"}, {"name": "AzureWebJobsStorage", "value": "x"}]})
+    publish.restore_settings(target("http://127.0.0.1:9", check_health=False))
+    assert az.commands == [LIST, DELETE]
+    assert az.calls[1]["arguments"][11:-3] == ["AzureWebJobsStorage"]
+
+
+def test_keyless_settings_are_deleted_when_the_list_is_unreadable(az: FakeAz) -> None:
+    publish.restore_settings(target("http://127.0.0.1:9", check_health=False))
+    assert az.calls[1]["arguments"][11:-3] == list(publish.KEYLESS_CONNECTION_STRINGS)
+
+
+def test_settings_are_restored_without_publishing(az: FakeAz, serve: Callable[[Responder], str]) -> None:
+    az.answer({"list": []})
+    publish.restore_settings(target(serve(health_responder(503, 200))))
+    assert az.commands == [LIST]
+    with pytest.raises(publish.PublishError, match="did not become healthy"):
+        publish.restore_settings(target(serve(health_responder(500)), health_timeout=0.1))
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted", "changed"),
+    [
+        ("Recreate", "RollingUpdate", True),
+        (None, "RollingUpdate", True),
+        ("RollingUpdate", "RollingUpdate", False),
+        ("RollingUpdate", "Recreate", True),
+        (None, "Recreate", False),
+        ("Recreate", "Recreate", False),
+    ],
+)
+def test_update_strategy_is_set_before_anything_else_and_only_if_it_differs(
+    current: str | None, wanted: str, changed: bool, project: Path, az: FakeAz
+) -> None:
+    az.answer({"get": current, "list": ["AzureWebJobsStorage"]})
+    strategy = {"update_strategy": wanted}
+    publish.deploy(project, target("http://127.0.0.1:9", check_health=False, **strategy))  # type: ignore[arg-type]
+    assert az.commands == ["rest", *(["rest"] if changed else []), LIST, DELETE, UPLOAD]
+    read = az.calls[0]["arguments"]
+    url = "/subscriptions/sub/resourceGroups/group/providers/Microsoft.Web/sites/app?api-version=2025-05-01"
+    assert read[1:7] == ["--method", "get", "--url", url, "--query", publish_query()]
+    if changed:
+        write = az.calls[1]["arguments"]
+        assert write[1:6] == ["--method", "patch", "--url", url, "--body"]
+        assert json.loads(write[6]) == {"properties": {"functionAppConfig": {"siteUpdateStrategy": {"type": wanted}}}}
+
+
+def test_publishing_does_not_depend_on_reading_the_default_strategy(
+    project: Path, az: FakeAz, capsys: pytest.CaptureFixture[str]
+) -> None:
+    az.fail({"rest": 1}, "ERROR: not supported in this region")
+    az.answer({"list": []})
+    options = {"update_strategy": "Recreate", "check_health": False, "pause": 60}
+    publish.deploy(project, target("http://127.0.0.1:9", **options))  # type: ignore[arg-type]
+    assert az.commands == ["rest", LIST, UPLOAD]
+    assert "not supported in this region" in capsys.readouterr().out
+    az.fail({"rest": 9}, "ERROR: not supported in this region")
+    with pytest.raises(publish.PublishError, match="az rest failed 4 times"):
+        publish.restore_settings(target("http://127.0.0.1:9", update_strategy="RollingUpdate"))  # type: ignore[arg-type]
+
+
+def publish_query() -> str:
+    return "properties.functionAppConfig.siteUpdateStrategy.type"
+
+
 def test_az_is_retried_while_a_role_becomes_effective(
     project: Path, az: FakeAz, serve: Callable[[Responder], str]
 ) -> None:
-    az.fail({"delete": 3, "config-zip": 2})
+    az.fail({"list": 3, "config-zip": 2})
+    az.answer({"list": []})
     publish.deploy(project, target(serve(health_responder(200))))
-    commands = [call["arguments"][3] for call in az.calls]
-    assert commands == ["delete"] * 4 + ["config-zip"] * 3
+    assert az.commands == [LIST] * 4 + [UPLOAD] * 3
 
 
 def test_az_retries_are_limited(project: Path, az: FakeAz) -> None:
     az.fail({"config-zip": 9})
+    az.answer({"list": []})
     with pytest.raises(
         publish.PublishError, match="config-zip failed 4 times; the last error:\nERROR: not yet authorized"
     ):
@@ -250,15 +355,120 @@ def test_az_retries_are_limited(project: Path, az: FakeAz) -> None:
 
 
 def test_missing_sign_in_is_not_retried(project: Path, az: FakeAz) -> None:
-    az.fail({"delete": 1}, "ERROR: Please run 'az login' to setup account.")
+    az.fail({"list": 1}, "ERROR: Please run 'az login' to setup account.")
     with pytest.raises(publish.PublishError, match="not signed in to the subscription sub"):
         publish.deploy(project, target("http://127.0.0.1:9", pause=60))
     assert len(az.calls) == 1
 
 
+def test_failed_build_stops_at_once_with_its_log(project: Path, az: FakeAz) -> None:
+    az.answer({"list": []})
+    az.fail(
+        {"config-zip": 9},
+        "ERROR: Zip deployment failed. {'status': 3}. These are the deployment logs: \n"
+        '[{"message": "ERROR: No matching distribution found for left-pad==1.0"}]',
+    )
+    with pytest.raises(publish.PublishError, match=r"(?s)build of app failed.*--prebuilt.*No matching distribution"):
+        publish.deploy(project, target("http://127.0.0.1:9", pause=60))
+    assert az.commands == [LIST, UPLOAD]
+
+
+def test_package_that_az_deployed_but_could_not_check_is_deployed(
+    project: Path, az: FakeAz, serve: Callable[[Responder], str]
+) -> None:
+    """az asks the host for its status after the deployment, and fails where the app is private."""
+    az.answer({"list": []})
+    az.fail(
+        {"config-zip": 9},
+        "ERROR: Deployment was successful but the app appears to be unhealthy. Please check the app logs.",
+    )
+    publish.deploy(project, target(serve(health_responder(503, 200)), pause=60))
+    assert az.commands == [LIST, UPLOAD]
+    with pytest.raises(publish.PublishError, match="did not become healthy"):
+        publish.deploy(project, target(serve(health_responder(500)), pause=60, health_timeout=0.1))
+
+
 def test_health_check_can_be_skipped(project: Path, az: FakeAz) -> None:
+    az.answer({"list": []})
     publish.deploy(project, target("http://127.0.0.1:9", check_health=False))
     assert len(az.calls) == 2
+
+
+# ---- The prebuilt package --------------------------------------------------------------------------------------------
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, *, error: str = "") -> list[list[str]]:
+    """Replaces pip's process by one that writes two files and a script, or fails; returns its commands."""
+    commands: list[list[str]] = []
+    run = subprocess.run
+
+    def install(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        if command[1:4] != ["-m", "pip", "install"]:
+            return run(command, **options)  # type: ignore[call-overload, no-any-return]
+        commands.append(command)
+        folder = Path(command[command.index("--target") + 1])
+        for name in ("fastapi/__init__.py", "jiter/jiter.so", "bin/uvicorn", "fastapi/__pycache__/x.pyc"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name, encoding="utf-8")
+        return subprocess.CompletedProcess(command, 1 if error else 0, "", error)
+
+    monkeypatch.setattr(publish.subprocess, "run", install)
+    return commands
+
+
+PREBUILT_FILES = [
+    *[name for name in PACKAGE_FILES if name != "requirements.txt"],
+    ".python_packages/lib/site-packages/fastapi/__init__.py",
+    ".python_packages/lib/site-packages/jiter/jiter.so",
+]
+
+
+def test_prebuilt_package_holds_verified_wheels_for_the_worker(
+    project: Path, az: FakeAz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = fake_pip(monkeypatch)
+    az.answer({"list": []})
+    options = {"prebuilt": True, "check_health": False}
+    publish.deploy(project, target("http://127.0.0.1:9", **options))
+    upload = az.calls[1]
+    assert upload["files"] == PREBUILT_FILES
+    assert upload["arguments"][12:14] == ["--build-remote", "false"]
+    (command,) = commands
+    assert command[0] == sys.executable
+    assert {"--require-hashes", "--no-deps"} <= set(command)
+    selected = {option: value for option, value in pairwise(command) if option.startswith("--")}
+    assert selected["--only-binary"] == ":all:"
+    assert selected["--python-version"] == "3.13"
+    assert selected["--implementation"] == "cp"
+    assert selected["--requirement"] == str(project / "requirements.txt")
+    platforms = [value for option, value in pairwise(command) if option == "--platform"]
+    assert platforms == ["manylinux2014_x86_64", "manylinux_2_28_x86_64"]
+
+
+def test_prebuilt_package_is_reproducible(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch)
+    for archive in (tmp_path / "1.zip", tmp_path / "2.zip"):
+        assert publish.write_prebuilt_package(project, archive) == PREBUILT_FILES
+    assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
+
+
+def test_package_that_pip_cannot_install_is_not_published(
+    project: Path, az: FakeAz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_pip(monkeypatch, error="ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
+    with pytest.raises(publish.PublishError, match=r"(?s)PIP_INDEX_URL.*DO NOT MATCH THE HASHES"):
+        publish.deploy(project, target("http://127.0.0.1:9", prebuilt=True))
+    assert az.calls == []
+
+
+def test_runtime_of_the_prebuilt_package_is_that_of_the_app() -> None:
+    source = (ROOT / "infra" / "publish.py").read_text(encoding="utf-8")
+    version = (ROOT / ".python-version").read_text(encoding="utf-8").strip()
+    assert f'"--python-version", "{version}"' in source
+    assert f'runtime_version = "{version}"' in (ROOT / "infra" / "app.tf").read_text(encoding="utf-8")
+
+
+# ---- az that is missing ----------------------------------------------------------------------------------------------
 
 
 def test_error_without_az_names_the_remedy(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,30 +534,32 @@ def test_package_writes_the_zip(project: Path, tmp_path: Path) -> None:
     assert zipfile.ZipFile(archive).namelist() == PACKAGE_FILES
 
 
+def command_line(*options: str, url: str = "https://x.invalid") -> list[str]:
+    """The arguments that infra/publish.tf passes."""
+    app = ["--subscription", "sub", "--resource-group", "group", "--app", "app", "--url", url]
+    return [*app, "--update-strategy", "Recreate", *options]
+
+
 def test_deploy_with_the_arguments_of_terraform(project: Path, az: FakeAz, serve: Callable[[Responder], str]) -> None:
-    arguments = [
-        "--subscription",
-        "sub",
-        "--resource-group",
-        "group",
-        "--app",
-        "app",
-        "--url",
-        serve(health_responder(200)),
-    ]
-    process = run_script("publish.py", "deploy", *arguments, "--source", str(project))
+    az.answer({"list": []})
+    url = serve(health_responder(200))
+    process = run_script("publish.py", "deploy", *command_line(url=url), "--source", str(project))
     assert (process.returncode, process.stderr) == (0, "")
-    assert len(az.calls) == 2
-    without_check = run_script(
-        "publish.py", "deploy", *arguments[:-1], "https://x.invalid", "--no-health", "--source", str(project)
-    )
+    assert az.commands == ["rest", LIST, UPLOAD]
+    without_check = run_script("publish.py", "deploy", *command_line("--no-health"), "--source", str(project))
     assert (without_check.returncode, without_check.stderr) == (0, "")
 
 
+def test_settings_with_the_arguments_of_terraform(project: Path, az: FakeAz) -> None:
+    az.answer({"list": ["AzureWebJobsStorage"]})
+    process = run_script("publish.py", "settings", *command_line("--no-health"), "--source", str(project))
+    assert (process.returncode, process.stderr) == (0, "")
+    assert az.commands == ["rest", LIST, DELETE]
+
+
 def test_failure_gives_an_exit_code_and_a_message(project: Path, az: FakeAz) -> None:
-    az.fail({"delete": 1}, "ERROR: Please run 'az login' to setup account.")
-    arguments = ["--subscription", "sub", "--resource-group", "group", "--app", "app", "--url", "https://x.invalid"]
-    process = run_script("publish.py", "deploy", *arguments, "--source", str(project))
+    az.fail({"rest": 1}, "ERROR: Please run 'az login' to setup account.")
+    process = run_script("publish.py", "deploy", *command_line(), "--source", str(project))
     assert process.returncode == 1
     assert "not signed in" in process.stderr
     assert "Traceback" not in process.stderr
@@ -411,6 +623,19 @@ def test_wrong_status_or_content_type_fails(serve: Callable[[Responder], str]) -
     with pytest.raises(smoke.SmokeTestError, match="application/json") as wrong_type:
         smoke.check(serve(stream_responder(["{}"], pause=0, content_type="application/json")), {})
     assert not wrong_type.value.transient
+
+
+@pytest.mark.parametrize(("path", "requested"), [("", "/stream"), ("/", "/stream"), ("/relay/", "/relay/stream")])
+def test_smoke_test_keeps_the_path_of_a_gateway(path: str, requested: str, serve: Callable[[Responder], str]) -> None:
+    paths: list[str] = []
+
+    def respond(request: BaseHTTPRequestHandler) -> None:
+        paths.append(request.path)
+        stream_responder([], pause=0, status=404)(request)
+
+    with pytest.raises(smoke.SmokeTestError, match="404"):
+        smoke.check(f"{serve(respond)}{path}", {})
+    assert paths == [requested]
 
 
 def test_smoke_test_retries_transient_errors_and_sends_the_key(serve: Callable[[Responder], str]) -> None:

@@ -16,20 +16,28 @@ variables {
   tags                        = {}
   register_resource_providers = true
   open_ai_instances           = [{}]
+  content_filter              = "default"
+  customer_managed_key        = null
   instance_memory_in_mb       = 2048
   maximum_instance_count      = 40
   http_concurrency            = 100
   always_ready_instances      = 0
+  zone_redundant              = false
   relay_settings              = {}
   deploy_code                 = false
   check_health                = true
+  remote_build                = true
+  rolling_updates             = false
   python                      = "python3"
   vnet_integration            = null
   private_endpoints           = null
+  closed_storage              = false
+  lock                        = false
   allowed_ip_ranges           = []
   cors_allowed_origins        = []
   entra_sign_in               = null
   log_analytics_workspace_id  = null
+  request_response_logs       = false
   log_retention_in_days       = 30
   daily_log_cap_in_gb         = 1
   alert_emails                = []
@@ -56,12 +64,12 @@ run "apply" {
   }
 
   assert {
-    condition     = output.deployments["openai-1/gpt-5.4-mini"].endpoint == "https://mocked.openai.azure.com/"
+    condition     = output.deployments["openai-1/gpt-5.4-mini"].endpoint == "https://oai-relay-dev-${local.name_hash}.openai.azure.com/"
     error_message = "The output deployments lacks the deployment, or its endpoint is wrong."
   }
 
   assert {
-    condition     = startswith(output.publish_command, "python3 publish.py deploy --subscription 00000000-0000-0000-0000-000000000003 ") && endswith(output.publish_command, "--url https://mocked.azurewebsites.net")
+    condition     = startswith(output.publish_command, "python3 publish.py deploy --subscription 00000000-0000-0000-0000-000000000003 ") && endswith(output.publish_command, "--url https://mocked.azurewebsites.net --update-strategy Recreate")
     error_message = "publish_command is wrong."
   }
 

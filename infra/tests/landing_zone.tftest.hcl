@@ -17,20 +17,28 @@ variables {
   tags                        = {}
   register_resource_providers = true
   open_ai_instances           = [{}]
+  content_filter              = "default"
+  customer_managed_key        = null
   instance_memory_in_mb       = 2048
   maximum_instance_count      = 40
   http_concurrency            = 100
   always_ready_instances      = 0
+  zone_redundant              = false
   relay_settings              = {}
   deploy_code                 = false
   check_health                = true
+  remote_build                = true
+  rolling_updates             = false
   python                      = "python3"
   vnet_integration            = null
   private_endpoints           = null
+  closed_storage              = false
+  lock                        = false
   allowed_ip_ranges           = []
   cors_allowed_origins        = []
   entra_sign_in               = null
   log_analytics_workspace_id  = null
+  request_response_logs       = false
   log_retention_in_days       = 30
   daily_log_cap_in_gb         = 1
   alert_emails                = []
@@ -51,7 +59,7 @@ run "new_virtual_network" {
   }
 
   assert {
-    condition     = azurerm_virtual_network.main[0].address_space == toset(["10.9.8.0/24"]) && azurerm_subnet.app[0].address_prefixes == tolist(["10.9.8.0/27"])
+    condition     = azurerm_virtual_network.main[0].address_space == toset(["10.9.8.0/24"]) && azurerm_virtual_network.main[0].name == "vnet-relay-dev-${local.name_hash}" && azurerm_subnet.app[0].address_prefixes == tolist(["10.9.8.0/27"])
     error_message = "An address range is wrong."
   }
 
@@ -73,6 +81,20 @@ run "new_virtual_network" {
   assert {
     condition     = alltrue([for account in azurerm_cognitive_account.openai : account.public_network_access_enabled])
     error_message = "A service endpoint requires public network access on the account."
+  }
+}
+
+run "virtual_network_in_another_region" {
+  command = plan
+
+  variables {
+    location         = "West Europe"
+    vnet_integration = {}
+  }
+
+  assert {
+    condition     = azurerm_virtual_network.main[0].name == "vnet-relay-dev-${local.name_hash}-westeurope" && azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}-westeurope"
+    error_message = "What is created before it is destroyed needs another name in another region."
   }
 }
 
@@ -99,7 +121,7 @@ run "private_endpoints" {
 
   variables {
     vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
-    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", openai_dns_zone_ids = ["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com"] }
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", openai_dns_zone_ids = ["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com", "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.cognitiveservices.azure.com", "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.services.ai.azure.com"] }
   }
 
   assert {
@@ -113,8 +135,8 @@ run "private_endpoints" {
   }
 
   assert {
-    condition     = azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group[0].private_dns_zone_ids == tolist(["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com"])
-    error_message = "The private endpoint is not in the DNS zone."
+    condition     = azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group[0].private_dns_zone_ids == tolist(["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com", "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.cognitiveservices.azure.com", "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.services.ai.azure.com"])
+    error_message = "The private endpoint is not in all three DNS zones."
   }
 
   assert {
@@ -144,6 +166,121 @@ run "private_app" {
   assert {
     condition     = length(azurerm_private_endpoint.openai["openai-1"].private_dns_zone_group) == 0
     error_message = "A DNS zone group is created without zone ids; Azure Policy would add it."
+  }
+}
+
+run "closed_storage" {
+  command = plan
+
+  variables {
+    vnet_integration = {}
+    closed_storage   = true
+  }
+
+  assert {
+    condition     = one(azurerm_storage_account.app.network_rules).default_action == "Deny" && one(azurerm_storage_account.app.network_rules).bypass == toset(["None"]) && one(azurerm_storage_account.app.network_rules).virtual_network_subnet_ids == toset([azurerm_subnet.app[0].id])
+    error_message = "The storage is reachable from outside the subnet, or not from it."
+  }
+
+  assert {
+    condition     = [for endpoint in azurerm_subnet.app[0].service_endpoint : endpoint.service] == ["Microsoft.CognitiveServices", "Microsoft.Storage"]
+    error_message = "The subnet lacks the service endpoint of the storage."
+  }
+
+  assert {
+    condition     = length(azurerm_private_endpoint.storage) == 0 && azurerm_storage_account.app.public_network_access_enabled
+    error_message = "A service endpoint requires public network access on the storage."
+  }
+}
+
+run "closed_storage_with_private_endpoints" {
+  command = plan
+
+  variables {
+    vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", storage_dns_zone_ids = ["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.blob.core.windows.net"] }
+    closed_storage    = true
+  }
+
+  assert {
+    condition     = azurerm_storage_account.app.public_network_access_enabled == false && length(one(azurerm_storage_account.app.network_rules).virtual_network_subnet_ids) == 0
+    error_message = "The storage is reachable in another way than by its endpoint."
+  }
+
+  assert {
+    condition     = azurerm_private_endpoint.storage[0].private_service_connection[0].private_connection_resource_id == azurerm_storage_account.app.id && azurerm_private_endpoint.storage[0].private_service_connection[0].subresource_names == tolist(["blob"]) && length(azurerm_private_endpoint.storage[0].private_dns_zone_group[0].private_dns_zone_ids) == 1
+    error_message = "The storage's private endpoint is wrong."
+  }
+}
+
+run "incomplete_dns_zones_warn" {
+  command = plan
+
+  variables {
+    vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", openai_dns_zone_ids = ["/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/privateDnsZones/privatelink.openai.azure.com"] }
+  }
+
+  expect_failures = [check.private_dns_zones]
+}
+
+run "zone_redundant" {
+  command = plan
+
+  variables {
+    zone_redundant         = true
+    always_ready_instances = 2
+  }
+
+  assert {
+    condition     = azurerm_service_plan.app.zone_balancing_enabled && azurerm_storage_account.app.account_replication_type == "ZRS"
+    error_message = "The plan or the storage is in one zone only."
+  }
+}
+
+run "lock" {
+  command = plan
+
+  variables {
+    lock = true
+  }
+
+  assert {
+    condition     = azurerm_management_lock.main[0].lock_level == "CanNotDelete" && azurerm_management_lock.main[0].scope == azurerm_resource_group.main[0].id
+    error_message = "The resource group is not locked."
+  }
+}
+
+run "request_response_logs" {
+  command = plan
+
+  variables {
+    request_response_logs = true
+  }
+
+  assert {
+    condition     = alltrue([for setting in azurerm_monitor_diagnostic_setting.openai : toset([for log in setting.enabled_log : log.category]) == toset(["Audit", "RequestResponse"])])
+    error_message = "The calls are not logged."
+  }
+}
+
+run "publishing_options" {
+  command = plan
+
+  variables {
+    rolling_updates = true
+    remote_build    = false
+    check_health    = false
+  }
+
+  assert {
+    condition     = contains(local.publish_arguments, "--prebuilt") && contains(local.publish_arguments, "--no-health") && local.publish_arguments[index(local.publish_arguments, "--update-strategy") + 1] == "RollingUpdate"
+    error_message = "An option does not reach the publish script."
+  }
+
+  assert {
+    condition     = !contains(local.app_arguments, "--prebuilt") && contains(local.app_arguments, "RollingUpdate")
+    error_message = "The settings step gets wrong arguments."
   }
 }
 

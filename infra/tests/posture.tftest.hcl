@@ -17,20 +17,28 @@ variables {
   tags                        = {}
   register_resource_providers = true
   open_ai_instances           = [{}]
+  content_filter              = "default"
+  customer_managed_key        = null
   instance_memory_in_mb       = 2048
   maximum_instance_count      = 40
   http_concurrency            = 100
   always_ready_instances      = 0
+  zone_redundant              = false
   relay_settings              = {}
   deploy_code                 = false
   check_health                = true
+  remote_build                = true
+  rolling_updates             = false
   python                      = "python3"
   vnet_integration            = null
   private_endpoints           = null
+  closed_storage              = false
+  lock                        = false
   allowed_ip_ranges           = []
   cors_allowed_origins        = []
   entra_sign_in               = null
   log_analytics_workspace_id  = null
+  request_response_logs       = false
   log_retention_in_days       = 30
   daily_log_cap_in_gb         = 1
   alert_emails                = []
@@ -198,7 +206,7 @@ run "app_settings" {
   }
 
   assert {
-    condition     = local.app_settings["AzureWebJobsStorage__accountName"] == azurerm_storage_account.app.name && local.app_settings["AzureWebJobsStorage__credential"] == "managedidentity" && local.app_settings["AzureWebJobsStorage__clientId"] == azurerm_user_assigned_identity.app.client_id
+    condition     = local.app_settings["AzureWebJobsStorage__blobServiceUri"] == azurerm_storage_account.app.primary_blob_endpoint && !contains(keys(local.app_settings), "AzureWebJobsStorage__accountName") && local.app_settings["AzureWebJobsStorage__credential"] == "managedidentity" && local.app_settings["AzureWebJobsStorage__clientId"] == azurerm_user_assigned_identity.app.client_id
     error_message = "The host does not access its storage by the identity."
   }
 
@@ -277,7 +285,7 @@ run "default_model" {
   }
 
   assert {
-    condition     = azurerm_cognitive_account.openai["openai-1"].kind == "OpenAI" && azurerm_cognitive_account.openai["openai-1"].sku_name == "S0" && azurerm_cognitive_account.openai["openai-1"].location == "eastus2"
+    condition     = azurerm_cognitive_account.openai["openai-1"].kind == "AIServices" && !azurerm_cognitive_account.openai["openai-1"].project_management_enabled && azurerm_cognitive_account.openai["openai-1"].sku_name == "S0" && azurerm_cognitive_account.openai["openai-1"].location == "eastus2"
     error_message = "The account's kind, sku or region is wrong."
   }
 
@@ -287,7 +295,7 @@ run "default_model" {
   }
 
   assert {
-    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "openai-1/gpt-5.4-mini", endpoint = "https://mocked.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1, wire = "chat" }]
+    condition     = jsondecode(local.app_settings["AZURE_OPENAI_BACKENDS"]) == [{ name = "openai-1/gpt-5.4-mini", endpoint = "https://oai-relay-dev-${local.name_hash}.openai.azure.com/", deployment = "gpt-5.4-mini", model = "gpt-5.4-mini", priority = 1, wire = "chat" }]
     error_message = "AZURE_OPENAI_BACKENDS does not match the deployment."
   }
 }
@@ -357,5 +365,30 @@ run "options_are_off_by_default" {
   assert {
     condition     = length(azurerm_consumption_budget_resource_group.main) == 0 && length(terraform_data.publish) == 0
     error_message = "A budget, or a publish step despite deploy_code = false, is created."
+  }
+
+  assert {
+    condition     = length(terraform_data.settings) == 0 && length(azurerm_management_lock.main) == 0 && length(azurerm_cognitive_account_rai_policy.model) == 0 && length(azurerm_cognitive_account_customer_managed_key.openai) == 0 && length(azurerm_private_endpoint.storage) == 0
+    error_message = "A lock, content filter, key or endpoint is created by default."
+  }
+
+  assert {
+    condition     = azurerm_service_plan.app.zone_balancing_enabled == false && azurerm_storage_account.app.account_replication_type == "LRS" && length(azurerm_storage_account.app.network_rules) == 0 && azurerm_storage_account.app.public_network_access_enabled
+    error_message = "Zone redundancy or closed storage is on by default."
+  }
+
+  assert {
+    condition     = alltrue([for account in azurerm_cognitive_account.openai : account.network_acls[0].default_action == "Allow" && length(account.network_acls[0].virtual_network_rules) == 0])
+    error_message = "An account's network rules are not written, and would stay as they were when the network is turned off."
+  }
+
+  assert {
+    condition     = azurerm_cognitive_deployment.model["openai-1/gpt-5.4-mini"].rai_policy_name == "Microsoft.DefaultV2"
+    error_message = "The content filter is not written, and would stay as it was when another one is turned off."
+  }
+
+  assert {
+    condition     = local.update_strategy == "Recreate" && !contains(local.publish_arguments, "--prebuilt")
+    error_message = "Rolling updates or the prebuilt package are on by default."
   }
 }

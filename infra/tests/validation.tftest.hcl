@@ -17,20 +17,28 @@ variables {
   tags                        = {}
   register_resource_providers = true
   open_ai_instances           = [{}]
+  content_filter              = "default"
+  customer_managed_key        = null
   instance_memory_in_mb       = 2048
   maximum_instance_count      = 40
   http_concurrency            = 100
   always_ready_instances      = 0
+  zone_redundant              = false
   relay_settings              = {}
   deploy_code                 = false
   check_health                = true
+  remote_build                = true
+  rolling_updates             = false
   python                      = "python3"
   vnet_integration            = null
   private_endpoints           = null
+  closed_storage              = false
+  lock                        = false
   allowed_ip_ranges           = []
   cors_allowed_origins        = []
   entra_sign_in               = null
   log_analytics_workspace_id  = null
+  request_response_logs       = false
   log_retention_in_days       = 30
   daily_log_cap_in_gb         = 1
   alert_emails                = []
@@ -252,7 +260,7 @@ run "instance_subdomains_duplicate" {
   command = plan
 
   variables {
-    open_ai_instances = [{ custom_subdomain_name = "one" }, { custom_subdomain_name = "one" }]
+    open_ai_instances = [{ custom_subdomain_name = "one" }, { name = "two", custom_subdomain_name = "one" }]
   }
 
   expect_failures = [var.open_ai_instances]
@@ -272,7 +280,7 @@ run "deployment_names_duplicate" {
   command = plan
 
   variables {
-    open_ai_instances = [{ models = [{ name = "a1" }, { name = "b1", deployment_name = "A1" }] }]
+    open_ai_instances = [{ models = [{ name = "a1", version = "1" }, { name = "b1", version = "1", deployment_name = "A1" }] }]
   }
 
   expect_failures = [var.open_ai_instances]
@@ -282,7 +290,7 @@ run "model_name" {
   command = plan
 
   variables {
-    open_ai_instances = [{ models = [{ name = "has space" }] }]
+    open_ai_instances = [{ models = [{ name = "has space", version = "1" }] }]
   }
 
   expect_failures = [var.open_ai_instances]
@@ -302,7 +310,7 @@ run "model_sku" {
   command = plan
 
   variables {
-    open_ai_instances = [{ models = [{ name = "gpt", sku = "GlobalBatch" }] }]
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", sku = "GlobalBatch" }] }]
   }
 
   expect_failures = [var.open_ai_instances]
@@ -322,7 +330,7 @@ run "model_capacity" {
   command = plan
 
   variables {
-    open_ai_instances = [{ models = [{ name = "gpt", capacity = 0 }] }]
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", capacity = 0 }] }]
   }
 
   expect_failures = [var.open_ai_instances]
@@ -332,7 +340,7 @@ run "model_version_upgrade_option" {
   command = plan
 
   variables {
-    open_ai_instances = [{ models = [{ name = "gpt", version_upgrade_option = "Never" }] }]
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", version_upgrade_option = "Never" }] }]
   }
 
   expect_failures = [var.open_ai_instances]
@@ -443,7 +451,7 @@ run "private_endpoints_subnet_id" {
 
   variables {
     private_endpoints = { subnet_id = "endpoints" }
-    vnet_integration  = {}
+    vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
   }
 
   expect_failures = [var.private_endpoints]
@@ -454,7 +462,7 @@ run "private_endpoints_dns_zone_id" {
 
   variables {
     private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints", openai_dns_zone_ids = ["privatelink.openai.azure.com"] }
-    vnet_integration  = {}
+    vnet_integration  = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/apps" }
   }
 
   expect_failures = [var.private_endpoints]
@@ -568,6 +576,248 @@ run "monthly_budget" {
   }
 
   expect_failures = [var.monthly_budget]
+}
+
+run "second_account_without_a_name" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{}, {}]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_without_a_version" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "account_kind" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ kind = "CognitiveServices" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "projects_on_an_openai_account" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ kind = "OpenAI", project_management_enabled = true }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "other_maker_on_an_openai_account" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ kind = "OpenAI", models = [{ name = "Mistral-Large-3", format = "Mistral AI", version = "1" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_format_empty" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", format = "" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "account_content_filter" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ content_filter = "off" }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "account_content_filter_unknown_member" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ content_filter = { filters = [] } }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_content_filter" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", content_filter = "off" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_with_two_content_filters" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", content_filter = "default", rai_policy_name = "given" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "model_custom_content_filter_without_description" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", content_filter = "custom" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "spillover_from_a_standard_deployment" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", spillover_deployment_name = "other" }, { name = "other", version = "1" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "spillover_to_an_unknown_deployment" {
+  command = plan
+
+  variables {
+    open_ai_instances = [{ models = [{ name = "gpt", version = "1", sku = "ProvisionedManaged", spillover_deployment_name = "other" }] }]
+  }
+
+  expect_failures = [var.open_ai_instances]
+}
+
+run "content_filter_unknown" {
+  command = plan
+
+  variables {
+    content_filter = "off"
+  }
+
+  expect_failures = [var.content_filter]
+}
+
+run "content_filter_a_list" {
+  command = plan
+
+  variables {
+    content_filter = ["asynchronous"]
+  }
+
+  expect_failures = [var.content_filter]
+}
+
+run "content_filter_unknown_member" {
+  command = plan
+
+  variables {
+    content_filter = { filters = [] }
+  }
+
+  expect_failures = [var.content_filter]
+}
+
+run "content_filter_mode" {
+  command = plan
+
+  variables {
+    content_filter = { mode = "asynchronous" }
+  }
+
+  expect_failures = [var.content_filter]
+}
+
+run "content_filter_severity" {
+  command = plan
+
+  variables {
+    content_filter = { content_filters = [{ name = "Hate", source = "Prompt", severity_threshold = "low" }] }
+  }
+
+  expect_failures = [var.content_filter]
+}
+
+run "customer_managed_key_id" {
+  command = plan
+
+  variables {
+    customer_managed_key = { key_vault_key_id = "key", identity_id = "/subscriptions/x/resourceGroups/x/providers/Microsoft.ManagedIdentity/userAssignedIdentities/x", identity_client_id = "00000000-0000-0000-0000-00000000000c" }
+  }
+
+  expect_failures = [var.customer_managed_key]
+}
+
+run "customer_managed_key_identity" {
+  command = plan
+
+  variables {
+    customer_managed_key = { key_vault_key_id = "https://vault.vault.azure.net/keys/key", identity_id = "x", identity_client_id = "00000000-0000-0000-0000-00000000000c" }
+  }
+
+  expect_failures = [var.customer_managed_key]
+}
+
+run "customer_managed_key_client" {
+  command = plan
+
+  variables {
+    customer_managed_key = { key_vault_key_id = "https://vault.vault.azure.net/keys/key", identity_id = "/subscriptions/x/resourceGroups/x/providers/Microsoft.ManagedIdentity/userAssignedIdentities/x", identity_client_id = "x" }
+  }
+
+  expect_failures = [var.customer_managed_key]
+}
+
+run "one_always_ready_instance_with_zone_redundancy" {
+  command = plan
+
+  variables {
+    zone_redundant         = true
+    always_ready_instances = 1
+  }
+
+  expect_failures = [var.always_ready_instances]
+}
+
+run "closed_storage_without_vnet_integration" {
+  command = plan
+
+  variables {
+    closed_storage = true
+  }
+
+  expect_failures = [var.closed_storage]
+}
+
+run "private_endpoints_with_a_new_virtual_network" {
+  command = plan
+
+  variables {
+    vnet_integration  = {}
+    private_endpoints = { subnet_id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/hub/providers/Microsoft.Network/virtualNetworks/spoke/subnets/endpoints" }
+  }
+
+  expect_failures = [var.private_endpoints]
 }
 
 run "private_endpoints_without_vnet_integration" {

@@ -111,3 +111,9 @@ mock_resource "azurerm_monitor_action_group" {
     id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/mocked/providers/Microsoft.Insights/actionGroups/mocked"
   }
 }
+
+mock_resource "azurerm_cognitive_account_rai_policy" {
+  defaults = {
+    id = "/subscriptions/00000000-0000-0000-0000-000000000003/resourceGroups/mocked/providers/Microsoft.CognitiveServices/accounts/mocked/raiPolicies/mocked"
+  }
+}
