@@ -16,6 +16,7 @@ REASONING_TOKENS = 64  # what a reasoning model reports
 # What a schema that contradicts or contains itself raises.
 SCHEMA_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
+_MEMBER = re.compile(r"`(\w{1,40})`")  # a member of the JSON object that a prompt asks for
 _SEVERAL_CALLS = re.compile(r"\b(?:parallel|(?:each|every|all|both) (?:of )?(?:the )?(?:tool|function)s?)\b", re.I)
 
 
@@ -73,6 +74,8 @@ def text(prompt: Prompt, variant: int = 0) -> str:
     if prompt.json_schema is not None:
         return as_json(value_for_schema(prompt.json_schema, asked)).decode()
     if prompt.json_object:
+        if members := _MEMBER.findall(asked):
+            return as_json({name: text_generation.sentence(messages, name) for name in members}).decode()
         answer = text_generation.compose(messages, variant=variant)
         return as_json({"answer": answer, "topics": text_generation.topics(asked)}).decode()
     if messages[-1].get("role") == "tool":
