@@ -260,7 +260,7 @@ async def test_json_and_pictures_and_logprobs(service: ModelService, http: aioht
     assert value["tags"] == ["t", "t", "t"]
     loose = ask("a story", response_format={"type": "json_object"})
     assert json.loads(text_of(events_of(await body_of(http, service, loose))))["topics"] == ["story"]
-    named = ask("a joke as JSON, with `setup` and `punchline`", response_format={"type": "json_object"})
+    named = ask("a joke as JSON, with `setup` and 'punchline'", response_format={"type": "json_object"})
     joke = json.loads(text_of(events_of(await body_of(http, service, named))))
     assert list(joke) == ["setup", "punchline"]
     assert joke["setup"] != joke["punchline"]

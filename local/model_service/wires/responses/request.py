@@ -118,6 +118,9 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     previous_response_id: str | None = None
     include: list[_Includable] | None = None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], msgspec.Meta(max_length=16)] | None = None
+    client_metadata: dict[str, str] | None = (
+        None  # in no reference; Codex CLI sends it to Azure too (openai/codex#17910)
+    )
     max_output_tokens: int | None = None
     max_tool_calls: Annotated[int, msgspec.Meta(ge=1)] | None = None
     parallel_tool_calls: bool | None = None
