@@ -342,6 +342,29 @@ async def test_which_functions_are_called(
     assert [event.item for event in events if event.type == "response.output_item.done"] == output
 
 
+@pytest.mark.parametrize(
+    ("required", "names"),
+    [
+        (["cmd"], ["cmd"]),
+        (["workdir", "cmd"], ["cmd", "workdir"]),
+        ([], ["cmd", "workdir"]),
+        (None, ["cmd", "workdir"]),
+    ],
+)
+async def test_a_call_has_the_arguments_that_are_required(
+    service: ModelService, http: aiohttp.ClientSession, required: list[str] | None, names: list[str]
+) -> None:
+    """Codex CLI's tool, whose optional arguments only a model that knows their meaning fills in."""
+    parameters = {"type": "object", "properties": {"cmd": {"type": "string"}, "workdir": {"type": "string"}}}
+    parameters |= {} if required is None else {"required": required}
+    tool = {"type": "function", "name": "exec_command", "parameters": parameters, "strict": False}
+    request = ask("Run 'echo hello'", tools=[tool], client_metadata={"turn_id": "1"})
+    (call,) = (await stream(http, service, request))[-1].response.output
+    arguments = json.loads(call.arguments)
+    assert sorted(arguments) == names
+    assert arguments["cmd"] == "echo hello"
+
+
 async def test_a_required_function_is_called_again(service: ModelService, http: aiohttp.ClientSession) -> None:
     first = (await stream(http, service, ask("hello", tools=[CLOCK])))[-1].response
     output = [{"type": "function_call_output", "call_id": first.output[0].call_id, "output": "noon"}]
