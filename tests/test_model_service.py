@@ -260,6 +260,10 @@ async def test_json_and_pictures_and_logprobs(service: ModelService, http: aioht
     assert value["tags"] == ["t", "t", "t"]
     loose = ask("a story", response_format={"type": "json_object"})
     assert json.loads(text_of(events_of(await body_of(http, service, loose))))["topics"] == ["story"]
+    named = ask("a joke as JSON, with `setup` and 'punchline'", response_format={"type": "json_object"})
+    joke = json.loads(text_of(events_of(await body_of(http, service, named))))
+    assert list(joke) == ["setup", "punchline"]
+    assert joke["setup"] != joke["punchline"]
 
     url = "data:image/png;base64," + base64.b64encode(b"12345").decode()
     parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": url}}]
@@ -936,6 +940,25 @@ def test_values_are_valid_by_their_schema(schema: Any) -> None:
         value = schema_values.value_for_schema(schema, prompt)
         jsonschema_rs.validate(schema, value)
         assert value == schema_values.value_for_schema(schema, prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "schema", "values"),
+    [
+        ("What is f(3)?", {"type": "integer", "minimum": -1000, "maximum": 1000}, [3]),
+        ("From -4 to 2.5", {"type": "number"}, [-4, 2.5]),
+        ("From -4 to 2.5", {"type": "integer"}, [-4]),
+        ("7, or 20, or 9", {"type": "integer", "minimum": 8, "exclusiveMaximum": 20}, [9]),
+        ("7, or 9, or 8", {"type": "integer", "multipleOf": 4}, [8]),
+        ("By gpt-5.4 in v2 of 2026-03-17", {"type": "integer", "minimum": 2, "maximum": 3000}, [2026]),
+        ("Take ‘this’, 'that' and \"the other\".", {"type": "string"}, ["that", "the other"]),
+        ("It's what they don't say: «你好», `x`, “y”", {"type": "string"}, ["你好", "x", "y"]),
+    ],
+    ids=str,
+)
+def test_values_are_taken_from_the_prompt(prompt: str, schema: Any, values: list[Any]) -> None:
+    several = {"type": "array", "items": schema, "minItems": 3}
+    assert schema_values.value_for_schema(several, prompt)[: len(values)] == values
 
 
 @pytest.mark.parametrize(

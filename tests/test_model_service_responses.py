@@ -16,8 +16,10 @@ import pydantic
 import pytest
 from openai.types.responses import (
     CompactedResponse,
+    InputTokenCountResponse,
     Response,
     ResponseItem,
+    ResponseItemList,
     ResponseOutputItem,
     ResponseStreamEvent,
 )
@@ -338,6 +340,29 @@ async def test_which_functions_are_called(
     output = events[-1].response.output
     assert [item.name for item in output if item.type == "function_call"] == called
     assert [event.item for event in events if event.type == "response.output_item.done"] == output
+
+
+@pytest.mark.parametrize(
+    ("required", "names"),
+    [
+        (["cmd"], ["cmd"]),
+        (["workdir", "cmd"], ["cmd", "workdir"]),
+        ([], ["cmd", "workdir"]),
+        (None, ["cmd", "workdir"]),
+    ],
+)
+async def test_a_call_has_the_arguments_that_are_required(
+    service: ModelService, http: aiohttp.ClientSession, required: list[str] | None, names: list[str]
+) -> None:
+    """Codex CLI's tool, whose optional arguments only a model that knows their meaning fills in."""
+    parameters = {"type": "object", "properties": {"cmd": {"type": "string"}, "workdir": {"type": "string"}}}
+    parameters |= {} if required is None else {"required": required}
+    tool = {"type": "function", "name": "exec_command", "parameters": parameters, "strict": False}
+    request = ask("Run 'echo hello'", tools=[tool], client_metadata={"turn_id": "1"})
+    (call,) = (await stream(http, service, request))[-1].response.output
+    arguments = json.loads(call.arguments)
+    assert sorted(arguments) == names
+    assert arguments["cmd"] == "echo hello"
 
 
 async def test_a_required_function_is_called_again(service: ModelService, http: aiohttp.ClientSession) -> None:
@@ -1213,3 +1238,33 @@ async def test_whatever_a_request_contains_is_answered_or_rejected(
         assert status == 200 or document["error"]["message"], body
         assert status == 400 or document["status"] in ("completed", "incomplete")
     assert set(statuses) == {200, 400}
+
+
+async def test_a_lenient_service_judges_nothing(http: aiohttp.ClientSession) -> None:
+    """What the tests of client libraries expect: they send examples of every parameter, and ids that no one has."""
+    wrong = {"input": ["x"], "previous_response_id": "y", "tool_choice": "z", "unknown": 1, "max_output_tokens": 0}
+    async with ModelService(tokens_per_second=0, lenient=True) as service:
+        url = service.url + "responses"
+
+        async def ask(method: str, path: str, kind: Any, **options: Any) -> Any:
+            async with http.request(method, url + path, **options) as answer:
+                assert answer.status == 200, await answer.text()
+                return kind.model_validate_json(await answer.read())
+
+        for body in ({"model": "m"}, {"model": "m", **wrong}):
+            assert (await ask("POST", "", Response, json=body)).status == "completed"
+            assert (await ask("POST", "/compact", CompactedResponse, json=body)).object == "response.compaction"
+            assert (await ask("POST", "/input_tokens", InputTokenCountResponse, json=body)).input_tokens > 0
+            async with http.post(url, json=body | {"stream": True}) as answer:
+                assert b"event: response.completed" in await answer.read()
+        for response_id in ("resp_1", "any"):
+            assert (await ask("GET", f"/{response_id}", Response)).id == response_id
+            assert (await ask("POST", f"/{response_id}/cancel", Response)).status == "cancelled"
+            items = await ask("GET", f"/{response_id}/input_items?limit=0&after=x", ResponseItemList)
+            assert len(items.data) == 1
+            async with http.get(f"{url}/{response_id}?stream=true&starting_after=2") as answer:
+                events = await answer.text()
+            assert "event: response.completed" in events
+            assert '"sequence_number":2,' not in events
+            async with http.delete(f"{url}/{response_id}") as answer:
+                assert (await answer.json())["deleted"] is True

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from local.model_service import text_generation
 from local.model_service.encoding import as_json
-from local.model_service.schema_values import value_for_schema
+from local.model_service.schema_values import quoted, value_for_schema
 from local.model_service.text_generation import Message
 
 REASONING_TOKENS = 64  # what a reasoning model reports
@@ -73,6 +73,8 @@ def text(prompt: Prompt, variant: int = 0) -> str:
     if prompt.json_schema is not None:
         return as_json(value_for_schema(prompt.json_schema, asked)).decode()
     if prompt.json_object:
+        if members := [name for name in quoted(asked) if name.isidentifier()]:
+            return as_json({name: text_generation.sentence(messages, name) for name in members}).decode()
         answer = text_generation.compose(messages, variant=variant)
         return as_json({"answer": answer, "topics": text_generation.topics(asked)}).decode()
     if messages[-1].get("role") == "tool":
@@ -90,5 +92,10 @@ def stopped(tokens: Sequence[str], stops: Sequence[str]) -> Sequence[str]:
 
 
 def _call(function: Function, text: str) -> ToolCall:
-    arguments = value_for_schema(function.schema or {"type": "object"}, text)
+    """The call with the arguments that are required, as models leave the others out; with all where none is."""
+    schema = function.schema or {"type": "object"}
+    required, properties = schema.get("required"), schema.get("properties")
+    if isinstance(required, list) and required and isinstance(properties, Mapping):
+        schema = {**schema, "properties": {name: one for name, one in properties.items() if name in required}}
+    arguments = value_for_schema(schema, text)
     return ToolCall(function.name, text_generation.tokenize(as_json(arguments).decode()))

@@ -1,6 +1,7 @@
 """The JSON of the simulated model: a value for a JSON schema, the same for the same schema and prompt."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,15 @@ from local.model_service.patterns import text_for_pattern
 from local.model_service.text_generation import seeded_rng, topics
 
 _TRIES = 50  # for another item where all must be different
+_MAX_NUMBERS = 8  # of a prompt that are used
+_NUMBER = re.compile(r"(?<![\w.-])-?\d{1,15}(?:\.\d{1,10})?(?![\w.]*\w)")
+_QUOTED = re.compile(
+    r"""(?<!\w)(?:'([^'\n]{1,80})'|"([^"\n]{1,80})"|`([^`\n]{1,80})`|“([^”\n]{1,80})”|«([^»\n]{1,80})»)(?!\w)"""
+)
 
 
 def value_for_schema(schema: Mapping[str, Any], prompt: str) -> Any:
-    """A JSON value that is valid by a JSON schema, its strings taken from the prompt.
+    """A JSON value that is valid by a JSON schema, its strings and numbers taken from the prompt where they fit.
 
     A schema that nothing is valid by raises `ValueError` or another error.
     """
@@ -23,7 +29,8 @@ class _Generator:
     def __init__(self, root: Mapping[str, Any], prompt: str) -> None:
         self.root = root
         self.rng = seeded_rng(prompt)
-        self.topics = topics(prompt) or ["river", "garden", "lantern"]
+        self.topics = [*quoted(prompt), *topics(prompt)] or ["river", "garden", "lantern"]
+        self.numbers = [float(number) for number in _NUMBER.findall(prompt)[:_MAX_NUMBERS]]
         self.strings = 0
 
     def value(self, schema: Mapping[str, Any] | bool, depth: int) -> Any:
@@ -118,10 +125,14 @@ class _Generator:
         above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
         least = max(-math.inf if low is None else low, above)
         most = min(math.inf if high is None else high, below)
+        step = schema.get("multipleOf", 1 if whole else None)
+        for place, number in enumerate(self.numbers):
+            if least <= number <= most and above < number < below and (step is None or not number % step):
+                del self.numbers[place]
+                return int(number) if number.is_integer() else number
         if least == -math.inf:
             least = 0 if most >= 0 else most - 40
         most = min(most, least + 40)
-        step = schema.get("multipleOf", 1 if whole else None)
         if step is not None:
             places = range(math.ceil(least / step), math.floor(most / step) + 1)
             multiple: float = step * self.rng.choice([place for place in places if above < place * step < below])
@@ -144,6 +155,12 @@ class _Generator:
         while len(text) < least:
             text += " " + text
         return text[: max(least, int(schema.get("maxLength", 200)))]
+
+
+def quoted(prompt: str) -> list[str]:
+    """What stands in quotation marks in a prompt, in its order, at most eight."""
+    found = ("".join(groups) for groups in _QUOTED.findall(prompt))
+    return [text for text in found if text.strip()][:8]
 
 
 def _without(schema: Mapping[str, Any], word: str) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ class ModelService(ServiceState):
         api_key: str | None = None,
         accept_token: str | None = None,
         require_issued_token: bool = False,
+        lenient: bool = False,
         identity: IdentityEndpoint | None = None,
     ) -> None:
         super().__init__(
@@ -43,6 +44,7 @@ class ModelService(ServiceState):
             api_key=api_key,
             accept_token=accept_token,
             require_issued_token=require_issued_token,
+            lenient=lenient,
             identity=identity,
         )
         self.port = port

@@ -38,7 +38,8 @@ class ServiceState:
     `tokens_per_second` 0 means no pause at all: then `tokens_per_write` tokens are written together. `api_key`: the one
     that is accepted, any when None; `key_header`: the only header that it is accepted in; `accept_token` the same for
     bearer tokens; `require_issued_token`: only tokens that
-    the identity endpoint issued and that have not expired.
+    the identity endpoint issued and that have not expired. `lenient`: as a mock server made from the API's description,
+    which clients' own tests expect, the Responses API judges no request and has a response with any id.
 
     All of them, `faults`, `answers` and `identity` may be changed at any time; a change holds for the next request.
     `faults` maps a deployment (or `ANY_DEPLOYMENT`) to the name of a fault, or to a list that is used up, one per
@@ -56,6 +57,7 @@ class ServiceState:
         key_header: str | None = None,
         accept_token: str | None = None,
         require_issued_token: bool = False,
+        lenient: bool = False,
         identity: IdentityEndpoint | None = None,
     ) -> None:
         self.tokens_per_second = tokens_per_second
@@ -66,6 +68,7 @@ class ServiceState:
         self.key_header = key_header
         self.accept_token = accept_token
         self.require_issued_token = require_issued_token
+        self.lenient = lenient
         self.identity = identity or IdentityEndpoint()
         self.requests: list[Record] = []
         self.request_count = 0  # those included whose records were forgotten

@@ -114,8 +114,9 @@ class ResponseStore:
             size -= oldest.size
 
     def delete(self, response_id: str) -> None:
-        """Forget a response, and end its generation."""
-        self._responses.pop(response_id).cancel(0)
+        """Forget a response, and end its generation; it need not be kept here."""
+        if (forgotten := self._responses.pop(response_id, None)) is not None:
+            forgotten.cancel(0)
 
     def forget_ended(self) -> None:
         """Forget every response that is not being generated."""

@@ -42,6 +42,11 @@ def compose(messages: Sequence[Message], *, variant: int = 0) -> str:
     return " ".join((*_remarks(messages, prompt, prose), prose.sentences(4), "Ask on, and there is more 🌿."))
 
 
+def sentence(messages: Sequence[Message], subject: str) -> str:
+    """One sentence, the same for the same conversation and subject."""
+    return _Prose(seeded_rng([messages, subject]), topics(last_user_text(messages))).sentence()
+
+
 def answer_from_tools(messages: Sequence[Message]) -> str:
     """The answer to the results of tools: it quotes the last one, cut to 200 characters."""
     result = _text_of(messages[-1].get("content"))

@@ -15,26 +15,29 @@ type Handler = Callable[[CallerRequest, str | None], Awaitable[Response]]
 _MAX_PATH: Final = 200  # characters of a caller's path in an error
 
 
+ADDRESSES: Final = ("/v1", "/openai/v1", "/openai")  # OpenAI's, Azure's of today, and Azure's with an `api-version`
+
+
 class Route(NamedTuple):
     """One operation of the API.
 
     `path` is below the version, such as `/models/{model}`; the name of a model may hold slashes, other names may not.
-    `by_deployment`: Azure has the operation under each deployment.
+    `by_deployment`: with an `api-version`, Azure has the operation under each deployment. `addresses`: those that have
+    the route.
     """
 
     method: str
     path: str
     handler: Handler
     by_deployment: bool = False
+    addresses: tuple[str, ...] = ADDRESSES
 
     def templates(self) -> dict[str, str]:
-        """The path at each of the API's addresses: OpenAI's, and Azure's of today and with an `api-version`."""
-        deployment = "/deployments/{deployment}" if self.by_deployment else ""
-        return {
-            "/v1": f"/v1{self.path}",
-            "/openai/v1": f"/openai/v1{self.path}",
-            "/openai": f"/openai{deployment}{self.path}",
-        }
+        """The path at each of the addresses."""
+        below = dict.fromkeys(self.addresses, "")
+        if self.by_deployment and "/openai" in below:
+            below["/openai"] = "/deployments/{deployment}"
+        return {address: f"{address}{deployment}{self.path}" for address, deployment in below.items()}
 
 
 class Routes:
@@ -70,7 +73,8 @@ class Routes:
     def _existing(self, path: str) -> str:
         """The operations at the address that the path is below."""
         address = next((it for it in ("/openai/v1", "/openai") if path.lower().startswith(it)), "/v1")
-        return ", ".join(f"{route.method} {route.templates()[address]}" for route in self._routes)
+        existing = [(route.method, route.templates().get(address)) for route in self._routes]
+        return ", ".join(f"{method} {template}" for method, template in existing if template)
 
 
 def _pattern(template: str) -> re.Pattern[str]:

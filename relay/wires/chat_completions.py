@@ -85,7 +85,9 @@ def parse(body: bytes, deployment: str | None = None) -> ChatCompletionRequest |
         choices=reader.positive_integer("n") or 1,
     )
     if "messages" not in members:
-        reader.add_error("messages", "is required")
+        # Cursor's agent sends the body of a response here (BerriAI/litellm#34029).
+        hint = "; a body with input is for POST /v1/responses" if "input" in members else ""
+        reader.add_error("messages", f"is required{hint}")
     look_alikes = _LOOK_ALIKES.find(members)
     look_alikes += [(f"stream_options.{it}", like) for it, like in _LOOK_ALIKES_IN_OPTIONS.find(request.stream_options)]
     return problem_of(reader, look_alikes) or request

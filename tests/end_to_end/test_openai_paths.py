@@ -72,6 +72,17 @@ async def test_chat_completions(
     assert sent.path.endswith("/openai/v1/chat/completions")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/openai/responses", f"/openai/deployments/{SLASHED}/responses"])
+async def test_responses(client: httpx.AsyncClient, model_service: ModelService, path: str, stream: bool) -> None:
+    body = {"model": SLASHED if path == "/openai/responses" else "unknown", "input": "say: hi", "stream": stream}
+    answer = await client.post(path + VERSION, json=body)
+    assert answer.status_code == 200, answer.text
+    assert ("event: response.completed" in answer.text) == stream
+    (sent,) = model_service.requests
+    assert (sent.body["model"], sent.path) == (SLASHED, "/openai/v1/responses")
+
+
 @pytest.mark.parametrize("name", ["unknown", "gr%C3%BCn", "a%20b", "100%25", "meta%252Fllama"])
 async def test_an_unknown_deployment(client: httpx.AsyncClient, model_service: ModelService, name: str) -> None:
     path = f"/openai/deployments/{name}/chat/completions"

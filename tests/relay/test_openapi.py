@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from relay import openapi, problems
 from relay.callers.request import CallerRequest
-from relay.callers.routes import Route
+from relay.callers.routes import ADDRESSES, Route
 from relay.problems import CATALOGUE, FieldError, Problem
 from relay.wires.stream import StreamRequest, parse
 
@@ -66,10 +66,13 @@ def test_the_paths_are_the_routes_of_the_app() -> None:
     assert len(routes) + len(API_FUNCTIONS) == source.count("@app.route(")
     assert all(f'@app.route(route="{route}", methods=METHODS)' in source for route in API_FUNCTIONS)
     expected = {("/" + route, method.lower(), "ANONYMOUS" not in options) for route, method, options in routes}
-    of_openai = re.findall(r' Route\("(\w+)", "([^"]+)", [^\n]+?(by_deployment=True)?\),\n', source)
+    of_openai = re.findall(
+        r' Route\("(\w+)", "([^"]+)", [^\n]+?(by_deployment=True)?(?:, addresses=\("([^"]+)",\))?\),\n', source
+    )
     assert len(of_openai) == source.count(" Route(")
-    for method, path, by_deployment in of_openai:
-        templates = Route(method, path, unused, bool(by_deployment)).templates().values()
+    for method, path, by_deployment, address in of_openai:
+        addresses = (address,) if address else ADDRESSES
+        templates = Route(method, path, unused, bool(by_deployment), addresses).templates().values()
         expected |= {(template, method.lower(), True) for template in templates}
     assert {(path, method, "security" in operation) for path, method, operation in operations()} == expected
 

@@ -25,6 +25,7 @@ ROUTES = Routes(
     Route("GET", "/responses/{id}", handler("response")),
     Route("DELETE", "/responses/{id}", handler("delete")),
     Route("POST", "/responses/{id}/cancel", handler("cancel")),
+    Route("POST", "/responses", handler("create"), by_deployment=True, addresses=("/openai",)),
 )
 
 
@@ -62,6 +63,7 @@ def problem(method: str, path: str) -> Problem:
         ("GET", "/v1/responses/resp_1", "response", "resp_1"),
         ("DELETE", "/v1/responses/resp_1", "delete", "resp_1"),
         ("POST", "/openai/responses/resp_1/cancel", "cancel", "resp_1"),
+        ("POST", "/openai/deployments/meta/llama/responses", "create", "meta/llama"),
     ],
 )
 def test_what_answers(method: str, path: str, name: str, in_path: str | None) -> None:
@@ -88,6 +90,9 @@ def test_what_answers(method: str, path: str, name: str, in_path: str | None) ->
         "/v1/embeddings",
         "/v1//models",
         "/v1/responses/a/b",
+        "/v1/responses",
+        "/openai/v1/responses",
+        "/openai/responses",
         "/api/v1/models",
     ],
 )
@@ -106,6 +111,8 @@ def test_what_exists_is_listed_as_it_is_at_that_address() -> None:
         ("/openai", "POST /openai/deployments/{deployment}/chat/completions"),
     ):
         listed = ", ".join([chat, *(name.format(address) for name in names)])
+        if address == "/openai":
+            listed += ", POST /openai/deployments/{deployment}/responses"
         assert problem("GET", f"{address}/x").detail == f"The app has no GET {address}/x. It has {listed}."
         assert f" It has {listed}." in problem("GET", f"{address.upper()}/x").detail
 

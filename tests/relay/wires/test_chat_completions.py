@@ -63,6 +63,10 @@ class TestParse:
             FieldError("messages", "is required"),
         )
 
+    def test_a_body_for_the_other_api_is_told_where_it_belongs(self) -> None:
+        expected = FieldError("messages", "is required; a body with input is for POST /v1/responses")
+        assert rejected(b'{"model":"m","input":"x"}') == INVALID_REQUEST.with_errors(expected)
+
     @pytest.mark.parametrize(
         ("name", "like"),
         [

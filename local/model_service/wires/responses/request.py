@@ -118,6 +118,9 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     previous_response_id: str | None = None
     include: list[_Includable] | None = None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], msgspec.Meta(max_length=16)] | None = None
+    client_metadata: dict[str, str] | None = (
+        None  # in no reference; Codex CLI sends it to Azure too (openai/codex#17910)
+    )
     max_output_tokens: int | None = None
     max_tool_calls: Annotated[int, msgspec.Meta(ge=1)] | None = None
     parallel_tool_calls: bool | None = None
@@ -150,6 +153,13 @@ class _CompactRequest(msgspec.Struct, forbid_unknown_fields=True):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     service_tier: Any = None
+
+
+def example(body: Document) -> Document:
+    """A valid request in the place of any: of its parameters only those that no value makes wrong."""
+    text = body.get("input")
+    flags = {name: True for name in ("stream", "background") if body.get(name) is True}
+    return {"model": body["model"], "input": text if isinstance(text, str) and text else "Hello"} | flags
 
 
 def check(body: Document) -> None:
