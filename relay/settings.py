@@ -142,9 +142,20 @@ def auth_level(environ: Mapping[str, str]) -> Literal["FUNCTION", "ANONYMOUS"]:
     """Whether the routes that cost something require a function key.
 
     `HTTP_AUTH_LEVEL=anonymous` is for an app behind other access control, such as App Service's Entra ID sign-in, which
-    rejects everyone without a token. With any other value a key is required.
+    rejects everyone without a token. With any other value a key is required. Where callers are named, the app itself
+    admits them (`relay.callers.door`), also if what names them is wrong: it then admits no one.
     """
-    return "ANONYMOUS" if environ.get("HTTP_AUTH_LEVEL", "").strip().lower() == "anonymous" else "FUNCTION"
+    if environ.get("HTTP_AUTH_LEVEL", "").strip().lower() == "anonymous":
+        return "ANONYMOUS"
+    return (
+        "ANONYMOUS"
+        if any(CALLERS_SETTING.fullmatch(name) and environ[name].strip() for name in environ)
+        else "FUNCTION"
+    )
+
+
+# A setting is one environment variable, which Linux bounds to 128 KiB: more than a thousand callers take several.
+CALLERS_SETTING: Final = re.compile(r"CALLERS(?:_\d{1,4})?", re.ASCII)
 
 
 class _BackendEntry(msgspec.Struct, forbid_unknown_fields=True):

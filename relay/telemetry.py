@@ -220,7 +220,23 @@ def log_internal_error(request_id: str, invocation_id: str, error: Exception) ->
     )
 
 
-_QUIET: Final = 60.0  # seconds between two lines about missing halves, however many there are: each line is billed
+_QUIET: Final = 60.0  # seconds between two lines of what anyone can cause, however often: each line is billed
+
+_not_admitted = 0  # not logged yet
+_not_admitted_logged = -_QUIET
+
+
+def log_not_admitted(invocation_id: str) -> None:
+    """Log that a request had no valid key; the first is logged at once, the following ones once a minute, counted."""
+    global _not_admitted, _not_admitted_logged
+    _not_admitted += 1
+    now = time.monotonic()
+    if now - _not_admitted_logged < _QUIET:
+        return
+    _not_admitted_logged = now
+    _print({"event": "not_admitted", "relay.requests": _not_admitted, "relay.invocation_id": invocation_id})
+    _not_admitted = 0
+
 
 _missing_halves: dict[str, int] = {}  # not logged yet, by which half is missing
 _missing_halves_logged = -_QUIET

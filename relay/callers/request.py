@@ -3,12 +3,14 @@
 import asyncio
 import re
 import uuid
+from http import HTTPStatus
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from relay import telemetry
+from relay.callers.door import Door, Identity
 from relay.problems import (
     BODY_TOO_LARGE,
     CLIENT_CLOSED_REQUEST,
@@ -18,6 +20,7 @@ from relay.problems import (
     UNSUPPORTED_MEDIA_TYPE,
     Problem,
 )
+from relay.upstream.request import ModelName
 
 _BODY_TIMEOUT: Final = 30  # seconds; a stream's own clock starts when the body has been read
 
@@ -30,7 +33,7 @@ class CallerRequest:
 
     `request_id` is the caller's own `X-Request-Id` where that is a plain identifier of 8 to 128 characters, otherwise a
     new one. `invocation_id` is the id under which the Functions host logs the same request. `openai`: errors are
-    written as OpenAI's error object.
+    written as OpenAI's error object. `identity` is who sends it, where callers are named and `admit` was passed.
     """
 
     def __init__(self, request: Request, *, openai: bool = False) -> None:
@@ -39,6 +42,23 @@ class CallerRequest:
         given = request.headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         self.invocation_id = request.headers.get("x-ms-invocation-id", "")
+        self.identity: Identity | None = None
+
+    def admit(self, door: Door) -> Problem | None:
+        """Let the door decide who sends this; the problem where it admits no one."""
+        admitted = door.admit(self.request.scope)
+        if isinstance(admitted, Problem):
+            return admitted
+        self.identity = admitted
+        return None
+
+    def allowed_model(self, asked: ModelName, models: tuple[str, ...]) -> ModelName | Problem:
+        """The model to ask for `asked`, out of the app's `models`; the problem where it is not for this caller."""
+        return asked if self.identity is None else self.identity.model(asked, models)
+
+    def allowed_models(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the app's models that this caller may use."""
+        return models if self.identity is None else self.identity.models(models)
 
     async def read_body(self, limit: int) -> bytes | Problem | None:
         """The body of a JSON request, at most `limit` bytes; None when the client disconnected before its end."""
@@ -100,11 +120,16 @@ class CallerRequest:
             response.headers["retry-after"] = str(problem.retry_after)
         if problem.allow is not None:
             response.headers["allow"] = problem.allow
+        if problem.status == HTTPStatus.UNAUTHORIZED:
+            response.headers["www-authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
         return response
 
     def reject(self, problem: Problem) -> Response:
         """The same for a request that never became a stream, which would leave a record of its own: it is logged."""
-        telemetry.log_rejection(self.request_id, self.invocation_id, problem.code)
+        if problem.status == HTTPStatus.UNAUTHORIZED:
+            telemetry.log_not_admitted(self.invocation_id)
+        else:
+            telemetry.log_rejection(self.request_id, self.invocation_id, problem.code)
         return self.error_response(problem)
 
     def internal_error(self, error: Exception) -> Response:
