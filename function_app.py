@@ -10,6 +10,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from relay import openapi, page, telemetry, worker_patches
 from relay.callers.door import Door
+from relay.callers.limits import Limiter
 from relay.callers.request import CallerRequest
 from relay.callers.routes import Handler, Route, Routes
 from relay.problems import MODEL_NOT_FOUND, Problem
@@ -17,6 +18,7 @@ from relay.readiness import Readiness
 from relay.settings import auth_level
 from relay.streaming.stream import Stream
 from relay.upstream.pool import BackendPool
+from relay.upstream.request import Accounts
 from relay.version import VERSION
 from relay.wires import chat_completions as chat_completions_wire
 from relay.wires import embeddings as embeddings_wire
@@ -30,6 +32,7 @@ telemetry.silence_noisy_loggers()
 pool = BackendPool.from_environment(os.environ)
 readiness = pool if isinstance(pool, Problem) else Readiness(pool)
 door = Door.from_environment(os.environ)  # None: no callers are named, and the Functions host checks its function key
+limiter = Limiter()
 started = int(time.time())
 # All that the Functions host and the web server inside the worker both know; another would leave its invocation stuck.
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -71,6 +74,8 @@ async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | P
     if isinstance(failover, Problem):
         return caller.reject(failover)
     await pool.connect()
+    if (refused := await caller.reserve(limiter, len(body), counts_tokens=model is not Accounts.EVERY)) is not None:
+        return caller.reject(refused)
     encoder = request.encoder(caller.request.headers.get("accept"))
     return await Stream(caller, failover, request, encoder, pool.settings).respond()
 

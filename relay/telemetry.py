@@ -33,7 +33,8 @@ class Record:
 
     `model` is the model asked for, None for a request that concerns none; `operation` is what was asked of it.
     `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's code and `reason` its details; `refusals`
-    are those of the backends that were asked before.
+    are those of the backends that were asked before. `caller` is who asked, where callers are named, and `caller_id`
+    tells its keys apart, or is the id of its identity; `caller_is_named`: it is one of the settings'.
     """
 
     request_id: str
@@ -58,6 +59,9 @@ class Record:
     usage_estimated: bool = False
     bytes_sent: int = 0
     pings: int = 0
+    caller: str | None = None
+    caller_id: str | None = None
+    caller_is_named: bool = False
 
     def attributes(self) -> dict[str, Any]:
         """The record by the conventions' names, and `relay.…` for what they do not name; what is unknown is left out.
@@ -91,6 +95,8 @@ class Record:
             "relay.duration": self.duration,
             "relay.bytes_sent": self.bytes_sent,
             "relay.pings": self.pings,
+            "relay.caller": self.caller,
+            "relay.caller_id": self.caller_id,
             "relay.request_id": self.request_id,
             "relay.invocation_id": self.invocation_id,
         }
@@ -196,12 +202,13 @@ def log_proxy(proxy: str) -> None:
     _print({"event": "proxy", "relay.proxy": proxy})
 
 
-def log_rejection(request_id: str, invocation_id: str, code: str) -> None:
-    """Log a request that was rejected before a backend was asked."""
+def log_rejection(request_id: str, invocation_id: str, code: str, caller: str | None = None) -> None:
+    """Log a request that was rejected before a backend was asked; `caller`: who sent it, where that is known."""
     _print(
         {
             "event": "refused",
             "relay.code": code,
+            **({} if caller is None else {"relay.caller": caller}),
             "relay.request_id": request_id,
             "relay.invocation_id": invocation_id,
         }

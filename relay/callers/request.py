@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from relay import telemetry
 from relay.callers.door import Door, Identity
+from relay.callers.limits import Limiter, Refused, Reservation
 from relay.problems import (
     BODY_TOO_LARGE,
     CLIENT_CLOSED_REQUEST,
@@ -20,6 +21,7 @@ from relay.problems import (
     UNSUPPORTED_MEDIA_TYPE,
     Problem,
 )
+from relay.telemetry import Record
 from relay.upstream.request import ModelName
 
 _BODY_TIMEOUT: Final = 30  # seconds; a stream's own clock starts when the body has been read
@@ -43,6 +45,8 @@ class CallerRequest:
         self.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         self.invocation_id = request.headers.get("x-ms-invocation-id", "")
         self.identity: Identity | None = None
+        self._reservation: Reservation | None = None
+        self._limit_headers: dict[str, str] | None = None
 
     def admit(self, door: Door) -> Problem | None:
         """Let the door decide who sends this; the problem where it admits no one."""
@@ -59,6 +63,32 @@ class CallerRequest:
     def allowed_models(self, models: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the app's models that this caller may use."""
         return models if self.identity is None else self.identity.models(models)
+
+    async def reserve(self, limiter: Limiter, body_bytes: int, *, counts_tokens: bool) -> Problem | None:
+        """Reserve what a request with a body of this size will take of the caller's limits; the problem where it can't.
+
+        `settle` corrects it, or `internal_error` where it comes to no stream.
+        """
+        if self.identity is None or not self.identity.caller.limits:
+            return None
+        reserved = await limiter.reserve(self.identity, body_bytes, counts_tokens=counts_tokens)
+        self._limit_headers = reserved.headers
+        if isinstance(reserved, Refused):
+            return reserved.problem
+        self._reservation = reserved
+        return None
+
+    def settle(self, record: Record, *, answering: bool) -> None:
+        """Note the end of the stream that answers this request: who asked, in its record, and what was used.
+
+        `answering`: a model may have read the prompt, whether or not its usage is known.
+        """
+        if self.identity is None:
+            return
+        record.caller, record.caller_id = self.identity.caller.name, self.identity.id
+        record.caller_is_named = self.identity.named
+        if self._reservation is not None:
+            self._reservation.settle(record.usage, estimated=record.usage_estimated, answering=answering)
 
     async def read_body(self, limit: int) -> bytes | Problem | None:
         """The body of a JSON request, at most `limit` bytes; None when the client disconnected before its end."""
@@ -98,13 +128,14 @@ class CallerRequest:
 
     def headers(self, media_type: str) -> dict[str, str]:
         """The headers of every response of this app."""
-        return {
+        headers = {
             "content-type": media_type,
             "cache-control": "no-store",
             "x-accel-buffering": "no",
             "x-content-type-options": "nosniff",
             "x-request-id": self.request_id,
         }
+        return headers if self._limit_headers is None else headers | self._limit_headers
 
     def response(self, content: bytes, media_type: str = "application/json", status: int = 200) -> Response:
         """A response that is not a stream."""
@@ -129,12 +160,15 @@ class CallerRequest:
         if problem.status == HTTPStatus.UNAUTHORIZED:
             telemetry.log_not_admitted(self.invocation_id)
         else:
-            telemetry.log_rejection(self.request_id, self.invocation_id, problem.code)
+            caller = self.identity.caller.name if self.identity is not None else None
+            telemetry.log_rejection(self.request_id, self.invocation_id, problem.code, caller)
         return self.error_response(problem)
 
     def internal_error(self, error: Exception) -> Response:
         """The response to a fault of this app's; the log names the place."""
         telemetry.log_internal_error(self.request_id, self.invocation_id, error)
+        if self._reservation is not None:
+            self._reservation.settle(None)
         return self.error_response(INTERNAL_ERROR)
 
     def client_closed_request(self) -> Response:

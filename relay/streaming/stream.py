@@ -75,6 +75,10 @@ class Caller(Protocol):
         """What the function returns when the client has disconnected."""
         ...
 
+    def settle(self, record: Record, *, answering: bool) -> None:
+        """Note the end of the stream; `answering`: a model may have read the prompt, whatever is known of the usage."""
+        ...
+
 
 class StreamedRequest(Protocol):
     """What a stream needs of the parsed request (`relay.wires.wire.WireRequest`)."""
@@ -117,6 +121,7 @@ class Stream:
         self._pending = b""  # encoded text that goes out in one write with what follows it
         self._body_ended = False  # the end of the body was sent
         self._output_begun = False
+        self._prompt_read = False  # or so it may be: a backend was asked and did not refuse
         self._last_output = 0.0  # when the last output was received, in the loop's time
         self._ping_task: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(
@@ -209,14 +214,14 @@ class Stream:
             if not self._committed.done():
                 self._committed.set_result(Failed(INTERNAL_ERROR, self._record.reason))
         finally:
-            self._clean_up()
-            report(self._record)
+            self._end()
 
     async def _relay_answer(self) -> Done | Failed:
         """One pass over the backends, until one answers. Writes all output, but not the terminal event."""
         while (backend := self._failover.next()) is not None:
             self._record.backend = backend.settings.name
             self._record.attempts = self._failover.attempts
+            before, self._prompt_read = self._prompt_read, True
             opened = await self._open(backend)
             if not isinstance(opened, Refusal):
                 self._answer = opened
@@ -229,6 +234,8 @@ class Stream:
                     return terminal
                 self._abort_answer()
                 opened = Refusal(self._problem_before_output(terminal), terminal.reason, error=terminal.error)
+            elif opened.problem is not UPSTREAM_TIMEOUT:
+                self._prompt_read = before
             if self._failover.repeat_without(opened):
                 self._record.refusals.append(f"{backend.settings.name}: {opened.reason}; repeated without an addition")
                 continue
@@ -426,7 +433,11 @@ class Stream:
         self._record.duration = self._watchdog.elapsed
         if not self._committed.done():
             self._committed.set_result(Failed(INTERNAL_ERROR, reason))
+        self._end()
+
+    def _end(self) -> None:
         self._clean_up()
+        self._caller.settle(self._record, answering=self._prompt_read)
         report(self._record)
 
     async def _return_connection(self) -> None:

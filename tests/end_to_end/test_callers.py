@@ -1,5 +1,6 @@
 """Named callers: clients that know a base URL and an API key only, and everyone else in front of a closed door."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from tests.end_to_end.hosting import HostedApp
 KEY: Final = new_key()
 SECOND: Final = new_key()
 OTHER: Final = new_key()
+FEW: Final = new_key()
+ONE: Final = new_key()
 HOST_KEY: Final = "the-function-key-of-the-host"
 PROMPT: Final = {"input": "say: hello"}
 MESSAGES: Final[Any] = [{"role": "user", "content": "say: hello"}]
@@ -31,6 +34,8 @@ def caller_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, 
     callers = {
         "team-a": {"key_digests": [digest(KEY), digest(SECOND)]},
         "team-b": {"key_digests": [digest(OTHER)], "models": [MANUAL_PACE]},
+        "few": {"key_digests": [digest(FEW)], "limits": {"requests_per_minute": 2, "tokens_per_day": 100_000}},
+        "one": {"key_digests": [digest(ONE)], "limits": {"streams": 1, "tokens_per_day": 1_000_000}},
     }
     return functions_app(env=app_settings | {"CALLERS": json.dumps(callers)}, key=HOST_KEY)
 
@@ -100,6 +105,57 @@ async def test_a_caller_uses_its_own_models_only(caller_app: HostedApp, model_se
             assert model_service.requests[0].deployment == MANUAL_PACE, "its default is the first of its own"
 
 
+async def test_limits_and_their_headers(caller_app: HostedApp, model_service: ModelService) -> None:
+    async with client(caller_app, {"api-key": FEW}) as caller:
+        first = await caller.post("/stream", json=PROMPT)
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-limit-requests"] == "2"
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        assert first.headers["x-ratelimit-reset-requests"] == "30s"
+        assert first.headers["x-ratelimit-limit-tokens"] == "100000"
+        assert 99_000 < int(first.headers["x-ratelimit-remaining-tokens"]) < 100_000
+        await caller.post("/v1/chat/completions", json={"model": DEFAULT_DEPLOYMENT, "messages": MESSAGES})
+        assert (await caller.get("/v1/models")).status_code == 200, "the list of models costs nothing"
+        for path, body in (("/stream", PROMPT), ("/v1/chat/completions", {"messages": MESSAGES})):
+            refused = await caller.post(path, json=body)
+            assert refused.status_code == 429
+            assert 25 <= int(refused.headers["retry-after"]) <= 30
+            assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+            error = refused.json() if path == "/stream" else refused.json()["error"]
+            assert error["code"] == "rate_limited"
+    assert len(model_service.requests) == 2
+    async with openai.AsyncOpenAI(base_url=f"{caller_app.url}/v1", api_key=FEW, max_retries=0) as limited:
+        with pytest.raises(openai.RateLimitError):
+            await limited.chat.completions.create(model=DEFAULT_DEPLOYMENT, messages=MESSAGES)
+
+
+async def test_a_stream_is_given_back_when_its_caller_disconnects(
+    caller_app: HostedApp, model_service: ModelService
+) -> None:
+    body = {"input": "write a random 100 word paragraph", "model": MANUAL_PACE}
+    async with client(caller_app, {"api-key": ONE}) as caller:
+        async with caller.stream("POST", "/stream", json=body) as answer:
+            assert answer.status_code == 200
+            await model_service.wait_for(lambda service: len(service.requests) == 1)
+            model_service.release(3)
+            refused = await caller.post("/stream", json=PROMPT)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        await model_service.wait_for(lambda service: service.open_requests == 0)
+        await eventually_admitted(caller)
+    records = [it for it in caller_app.stream_records().values() if it.get("relay.caller") == "one"]
+    record = next(it for it in records if it["relay.outcome"] == "cancelled")
+    assert record["relay.caller_id"] == f"key:{digest(ONE)[:8]}"
+    assert record["gen_ai.usage.output_tokens"] == 3, "what was used of a cancelled stream is counted"
+
+
+async def eventually_admitted(caller: httpx.AsyncClient) -> httpx.Response:
+    """The stream before is over for the model service a moment before it is for the limits."""
+    while (answer := await caller.post("/stream", json=PROMPT)).status_code == 429:
+        await asyncio.sleep(0.01)
+    assert answer.status_code == 200
+    return answer
+
+
 async def test_no_one_else_is_admitted(caller_app: HostedApp, model_service: ModelService) -> None:
     principal = {"X-MS-CLIENT-PRINCIPAL-ID": "team-a", "X-MS-CLIENT-PRINCIPAL-NAME": "team-a"}
     attempts: list[tuple[dict[str, str], str]] = [
@@ -134,7 +190,7 @@ async def test_no_one_else_is_admitted(caller_app: HostedApp, model_service: Mod
         for path in ("/health", "/chat", "/openapi"):
             assert (await stranger.get(path)).status_code == 200
     assert len(model_service.requests) == 0
-    assert not [key for key in (KEY, SECOND, OTHER) if key in caller_app.output]
+    assert not [key for key in (KEY, SECOND, OTHER, FEW, ONE) if key in caller_app.output]
 
 
 async def test_a_malformed_setting_admits_no_one(
