@@ -13,6 +13,7 @@ from relay.callers.door import Door
 from relay.callers.limits import Limiter
 from relay.callers.request import CallerRequest
 from relay.callers.routes import Handler, Route, Routes
+from relay.callers.table_store import leased_limits
 from relay.problems import MODEL_NOT_FOUND, Problem
 from relay.readiness import Readiness
 from relay.settings import auth_level
@@ -32,7 +33,7 @@ telemetry.silence_noisy_loggers()
 pool = BackendPool.from_environment(os.environ)
 readiness = pool if isinstance(pool, Problem) else Readiness(pool)
 door = Door.from_environment(os.environ)  # None: no callers are named, and the Functions host checks its function key
-limiter = Limiter()
+limiter = Limiter(None if door is None else leased_limits(door.limits_store))
 started = int(time.time())
 # All that the Functions host and the web server inside the worker both know; another would leave its invocation stuck.
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]

@@ -35,6 +35,7 @@ class Record:
     `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's code and `reason` its details; `refusals`
     are those of the backends that were asked before. `caller` is who asked, where callers are named, and `caller_id`
     tells its keys apart, or is the id of its identity; `caller_is_named`: it is one of the settings'.
+    `limits_store_away`: its limits were held by this instance's count alone.
     """
 
     request_id: str
@@ -62,6 +63,7 @@ class Record:
     caller: str | None = None
     caller_id: str | None = None
     caller_is_named: bool = False
+    limits_store_away: bool = False
 
     def attributes(self) -> dict[str, Any]:
         """The record by the conventions' names, and `relay.…` for what they do not name; what is unknown is left out.
@@ -97,6 +99,7 @@ class Record:
             "relay.pings": self.pings,
             "relay.caller": self.caller,
             "relay.caller_id": self.caller_id,
+            "relay.limits_store_away": True if self.limits_store_away else None,
             "relay.request_id": self.request_id,
             "relay.invocation_id": self.invocation_id,
         }
@@ -243,6 +246,18 @@ def log_not_admitted(invocation_id: str) -> None:
     _not_admitted_logged = now
     _print({"event": "not_admitted", "relay.requests": _not_admitted, "relay.invocation_id": invocation_id})
     _not_admitted = 0
+
+
+_limits_store_away_logged = -_QUIET
+
+
+def log_limits_store_away(reason: str) -> None:
+    """Log that limits are held by each instance's own count, since their store does not answer; once a minute."""
+    global _limits_store_away_logged
+    now = time.monotonic()
+    if now - _limits_store_away_logged >= _QUIET:
+        _limits_store_away_logged = now
+        _print({"event": "limits_store_away", "relay.reason": reason})
 
 
 _missing_halves: dict[str, int] = {}  # not logged yet, by which half is missing

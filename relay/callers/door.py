@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from relay import telemetry
 from relay.callers.credentials import WRONG_KEY, CredentialsError, presented_digest, principal
-from relay.callers.settings import CallerSettings, NamedCaller
+from relay.callers.settings import CallerSettings, LimitsStore, NamedCaller
 from relay.problems import INVALID_API_KEY, MODEL_NOT_ALLOWED, NOT_CONFIGURED, FieldError, Problem
 from relay.settings import SettingsError
 from relay.upstream.request import Accounts, ModelName
@@ -72,6 +72,11 @@ class Door:
                 telemetry.log_setting_error(it.setting, it.message)
             return cls(None)
         return None if settings is None else cls(settings)
+
+    @property
+    def limits_store(self) -> LimitsStore | None:
+        """Where all instances keep the use of limits; None: each one for itself."""
+        return None if self._settings is None else self._settings.limits_store
 
     def admit(self, scope: Scope) -> Identity | Problem:
         """Who sends the request with this ASGI scope, or why it is not admitted."""

@@ -17,15 +17,15 @@ from relay.callers.settings import Limits
 from relay.problems import RATE_LIMITED, Problem
 from relay.usage import Usage
 
-_MINUTE: Final = 60.0  # seconds
-_DAY: Final = 86400.0
+MINUTE: Final = 60.0  # seconds
+DAY: Final = 86400.0
 # Callers whose use is remembered; of more, as only sign-in can bring them, those that have used nothing are forgotten.
 _MAX_ACCOUNTS: Final = 10_000
 _LOOKED_AT: Final = 16  # accounts, for each new one, to find an idle one
 _ROUNDING: Final = 1e-6  # of a request or a token: sums of fractions are not exact
 
 # Seconds to wait for the end of one of the caller's own streams, which no one knows.
-_STREAM_WAIT: Final = 1.0
+STREAM_WAIT: Final = 1.0
 
 
 class Bucket:
@@ -50,6 +50,11 @@ class Bucket:
     def add(self, amount: float, now: float) -> None:
         """Note a use, or give back what was not used (negative)."""
         self._used = max(0.0, self.used(now) + amount)
+
+    def set(self, used: float, now: float) -> None:
+        """Replace what is used, by what is known of all instances together."""
+        self.used(now)
+        self._used = max(0.0, used)
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until so much can be used; 0: now. An amount beyond the capacity needs an empty bucket."""
@@ -89,9 +94,9 @@ class Account:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.requests = _bucket(limits.requests_per_minute, _MINUTE)
-        self.minute = _bucket(limits.tokens_per_minute, _MINUTE)
-        self.day = _bucket(limits.tokens_per_day, _DAY)
+        self.requests = _bucket(limits.requests_per_minute, MINUTE)
+        self.minute = _bucket(limits.tokens_per_minute, MINUTE)
+        self.day = _bucket(limits.tokens_per_day, DAY)
         self.streams = 0
         self.streams_elsewhere = 0  # on other instances, where that is known
         self.tokens_per_byte = _TOKENS_PER_BYTE
@@ -119,7 +124,7 @@ class Account:
         if self.requests is not None:
             waits.append(self.requests.wait(cost.requests, now))
         if self.is_streaming_enough:
-            waits.append(_STREAM_WAIT)
+            waits.append(STREAM_WAIT)
         return max(waits, default=0.0)
 
     @property
@@ -186,10 +191,11 @@ def duration(seconds: float) -> str:
 class Reservation:
     """What one request has taken of its caller's limits; `settle` corrects it once, by what was really used.
 
-    `headers` tell the caller what is left of its limits.
+    `headers` tell the caller what is left of its limits. `store_away`: by this instance's count alone, since the store
+    of all instances did not answer.
     """
 
-    __slots__ = ("_account", "_body_bytes", "_cost", "_limiter", "_name", "headers")
+    __slots__ = ("_account", "_body_bytes", "_cost", "_limiter", "_name", "headers", "store_away")
 
     def __init__(self, limiter: "Limiter", name: str, account: Account, cost: Cost, body_bytes: int) -> None:
         self._limiter: Limiter | None = limiter
@@ -198,6 +204,7 @@ class Reservation:
         self._cost = cost
         self._body_bytes = body_bytes
         self.headers: dict[str, str] = {}
+        self.store_away = False
 
     def settle(self, usage: Usage | None, *, estimated: bool = False, answering: bool = False) -> None:
         """Note the end of the request. `usage` is what it used; `estimated`: not counted by the model service.
@@ -231,6 +238,10 @@ class SharedLimits(Protocol):
         """Reserve for a request: 0, or the seconds until it can be; None where the store does not answer."""
         ...
 
+    def count_locally(self, name: str, cost: Cost) -> None:
+        """Note a request that was admitted after `begin` gave None."""
+        ...
+
     def end(self, name: str, account: Account, tokens: float) -> None:
         """Note the end of a request that took so many tokens more than were reserved for it (or less: negative)."""
         ...
@@ -259,6 +270,7 @@ class Limiter:
         cost = Cost(account.estimate(body_bytes) if counts_tokens else 0.0)
         wait = None if self._shared is None else await self._shared.begin(name, account, cost)
         now = self._clock()
+        is_local = wait is None
         if wait is None:
             wait = account.wait(cost, now)
         if wait > 0:
@@ -267,6 +279,9 @@ class Limiter:
             return Refused(_OVER_LIMIT.with_detail(detail).with_retry_after(seconds), account.headers(now))
         account.begin(cost, now)
         reservation = Reservation(self, name, account, cost, body_bytes)
+        if self._shared is not None and is_local:
+            reservation.store_away = True
+            self._shared.count_locally(name, cost)
         reservation.headers = account.headers(now)
         return reservation
 
@@ -305,4 +320,6 @@ def _reached(account: Account, cost: Cost, now: float) -> str:
         return f"The limit is {limits.requests_per_minute} requests a minute."
     if account.day is not None and account.day.wait(cost.tokens, now) > 0:
         return f"The limit is {limits.tokens_per_day} tokens a day."
-    return f"The limit is {limits.tokens_per_minute} tokens a minute." if account.minute else "A limit is reached."
+    if account.minute is not None and account.minute.wait(cost.tokens, now) > 0:
+        return f"The limit is {limits.tokens_per_minute} tokens a minute."
+    return "A limit is reached, on all instances of the app together."

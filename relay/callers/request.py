@@ -88,6 +88,7 @@ class CallerRequest:
         record.caller, record.caller_id = self.identity.caller.name, self.identity.id
         record.caller_is_named = self.identity.named
         if self._reservation is not None:
+            record.limits_store_away = self._reservation.store_away
             self._reservation.settle(record.usage, estimated=record.usage_estimated, answering=answering)
 
     async def read_body(self, limit: int) -> bytes | Problem | None:

@@ -8,17 +8,19 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
-from relay.settings import CALLERS_SETTING, SettingError, SettingsError
+from relay.settings import CALLERS_SETTING, Identity, SettingError, SettingsError
 
 # Characters of a key. 32 hexadecimal digits of a random generator have 128 bits, which no one guesses from a digest.
 MIN_KEY_LENGTH: Final = 32
 MAX_KEY_LENGTH: Final = 256
 
 MAX_LIMIT: Final = 10**12
+
+STORAGE_SCOPE: Final = "https://storage.azure.com/.default"
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +61,19 @@ class NamedCaller:
     limits: Limits = NO_LIMITS
 
 
+@dataclass(frozen=True, slots=True)
+class LimitsStore:
+    """The table that all instances keep the use of limits in.
+
+    `endpoint` is that of a storage account's Table service. `identity` signs in to it; None: it is an Azurite on this
+    machine.
+    """
+
+    endpoint: str
+    table: str
+    identity: Identity | None = None
+
+
 @dataclass(frozen=True)
 class CallerSettings:
     """Who may call. At least one of the two kinds of callers is there; without any, `read` gives None.
@@ -66,12 +81,14 @@ class CallerSettings:
     `by_digest` maps the SHA-256 of a key, as bytes, to itself and its caller. `by_principal` maps the object id or
     client id of an Entra identity to its caller. `entra_sign_in`: the platform in front of the app admits only
     signed-in callers, and reports who they are; `limits` are then those of the ones that have no name here.
+    `limits_store`: None where each instance counts for itself.
     """
 
     by_digest: Mapping[bytes, tuple[bytes, NamedCaller]] = field(default_factory=dict)
     by_principal: Mapping[str, NamedCaller] = field(default_factory=dict)
     entra_sign_in: bool = False
     limits: Limits = NO_LIMITS
+    limits_store: LimitsStore | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self | None:
@@ -80,6 +97,7 @@ class CallerSettings:
         settings = [name for name in environ if CALLERS_SETTING.fullmatch(name) and environ[name].strip()]
         entra_sign_in = parser.entra_sign_in()
         limits = parser.default_limits(used=bool(settings) or entra_sign_in)
+        limits_store = parser.limits_store(used=bool(settings) or entra_sign_in)
         by_digest: dict[bytes, tuple[bytes, NamedCaller]] = {}
         by_principal: dict[str, NamedCaller] = {}
         names: set[str] = set()
@@ -107,7 +125,7 @@ class CallerSettings:
             raise SettingsError(tuple(parser.errors))
         if not settings and not entra_sign_in:
             return None
-        return cls(by_digest, by_principal, entra_sign_in, limits)
+        return cls(by_digest, by_principal, entra_sign_in, limits, limits_store)
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,6 +142,12 @@ _MAX_NAME: Final = MIN_KEY_LENGTH - 1
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_MAX_NAME - 1}}}")
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
 _PRINCIPAL: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# Azure's clouds, and an Azurite on this machine; its name is the first part of the path (Azurite's README).
+_STORE: Final = re.compile(
+    r"(https://[a-z0-9]{3,24}\.table\.core\.(?:windows\.net|usgovcloudapi\.net|chinacloudapi\.cn))/"
+    r"([A-Za-z][A-Za-z0-9]{2,62})"
+)
+_DEVELOPMENT_STORE: Final = re.compile(r"(http://127\.0\.0\.1:[0-9]{1,5}/devstoreaccount1)/([A-Za-z][A-Za-z0-9]{2,62})")
 _EXAMPLE: Final = '{"team-a": {"key_digests": ["…64 hexadecimal digits…"]}}'
 _MAX_ERRORS: Final = 20
 _MAX_ENTRIES: Final = 100  # keys, principals and models of one caller
@@ -170,6 +194,25 @@ class _Parser:
             return Limits()
         self._check_limits(setting, limits)
         return limits
+
+    def limits_store(self, *, used: bool) -> LimitsStore | None:
+        setting = "LIMITS_STORE"
+        text = self._environ.get(setting, "").strip()
+        if not text:
+            return None
+        if not used:
+            self.add_error(setting, "remove it, or name callers in CALLERS: only a caller that is known has limits.")
+        if match := _DEVELOPMENT_STORE.fullmatch(text):
+            return LimitsStore(match[1], match[2])
+        if match := _STORE.fullmatch(text):
+            # IDENTITY_ENDPOINT is where the platform serves tokens for a managed identity.
+            kind: Literal["managed", "developer"] = "managed" if self._environ.get("IDENTITY_ENDPOINT") else "developer"
+            client_id = self._environ.get("AZURE_CLIENT_ID", "").strip() or None
+            return LimitsStore(match[1], match[2], Identity(kind, STORAGE_SCOPE, client_id))
+        self.add_error(
+            setting, "must be a table's address, without a key: https://ACCOUNT.table.core.windows.net/TABLE."
+        )
+        return None
 
     def entries(self, setting: str) -> dict[str, _Entry]:
         try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from relay.callers.settings import CallerSettings, Limits
-from relay.settings import SettingsError, auth_level
+from relay.callers.settings import CallerSettings, Limits, LimitsStore
+from relay.settings import Identity, SettingsError, auth_level
 
 KEY = "relay_" + "k" * 43
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
@@ -142,6 +142,7 @@ def test_a_malformed_setting(document: Any, message: str) -> None:
             'CALLERS["b"].principals[0]: is another caller\'s as well',
         ),
         ({"CALLER_LIMITS": '{"streams": 1}'}, "CALLER_LIMITS: remove it, or name callers"),
+        ({"LIMITS_STORE": "https://abc.table.core.windows.net/limits"}, "LIMITS_STORE: remove it, or name callers"),
         (callers(a=entry()) | {"CALLER_LIMITS": "{"}, "CALLER_LIMITS: must be a JSON object with requests_per_minute"),
         (callers(a=entry()) | {"CALLER_LIMITS": '{"x": 1}'}, "(a member that is not known)"),
         (callers(a=entry()) | {"CALLER_LIMITS": '{"streams": -1}'}, "CALLER_LIMITS.streams: must be a whole number"),
@@ -149,6 +150,50 @@ def test_a_malformed_setting(document: Any, message: str) -> None:
 )
 def test_other_errors(environ: dict[str, str], message: str) -> None:
     assert message in errors(environ)[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "store"),
+    [
+        ("https://account1.table.core.windows.net/limits", ("https://account1.table.core.windows.net", "limits")),
+        ("https://abc.table.core.usgovcloudapi.net/l1m", ("https://abc.table.core.usgovcloudapi.net", "l1m")),
+        ("https://abc.table.core.chinacloudapi.cn/abc", ("https://abc.table.core.chinacloudapi.cn", "abc")),
+    ],
+)
+def test_the_store_of_limits(address: str, store: tuple[str, str]) -> None:
+    environ = callers(a=entry()) | {"LIMITS_STORE": f" {address} "}
+    identity = Identity("developer", "https://storage.azure.com/.default")
+    assert read(environ).limits_store == LimitsStore(*store, identity)
+    managed = environ | {"IDENTITY_ENDPOINT": "http://127.0.0.1/msi", "AZURE_CLIENT_ID": "an-id"}
+    identity = Identity("managed", "https://storage.azure.com/.default", "an-id")
+    assert read(managed).limits_store == LimitsStore(*store, identity)
+
+
+def test_a_store_for_development() -> None:
+    environ = callers(a=entry()) | {"LIMITS_STORE": "http://127.0.0.1:10002/devstoreaccount1/limits"}
+    assert read(environ).limits_store == LimitsStore("http://127.0.0.1:10002/devstoreaccount1", "limits")
+    assert read(callers(a=entry())).limits_store is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "limits",
+        "http://account1.table.core.windows.net/limits",
+        "https://account1.table.core.windows.net/",
+        "https://account1.table.core.windows.net/limits?sig=SECRET",
+        "https://account1.table.core.windows.net.example.com/limits",
+        "https://account1.blob.core.windows.net/limits",
+        "https://account1.table.core.windows.net/1imits",
+        "http://10.0.0.1:10002/devstoreaccount1/limits",
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=SECRET",
+    ],
+)
+def test_no_other_address_is_sent_the_apps_token(address: str) -> None:
+    (error,) = errors(callers(a=entry()) | {"LIMITS_STORE": address})
+    assert error == (
+        "LIMITS_STORE: must be a table's address, without a key: https://ACCOUNT.table.core.windows.net/TABLE."
+    )
 
 
 def test_all_errors_at_once_but_not_thousands() -> None:
