@@ -67,6 +67,7 @@ _USAGE: Final[dict[str, Any]] = {
         "output_tokens": _COUNT,
         "reasoning_tokens": _COUNT,
         "cached_tokens": _COUNT,
+        "cache_write_tokens": _COUNT,
     },
 }
 

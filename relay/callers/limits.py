@@ -31,11 +31,12 @@ STREAM_WAIT: Final = 1.0
 class Bucket:
     """One limit: `capacity` within `period` seconds. `now` is in seconds of a clock that may stand still."""
 
-    __slots__ = ("_at", "_used", "capacity", "period")
+    __slots__ = ("_at", "_rate", "_used", "capacity", "period")
 
     def __init__(self, capacity: float, period: float) -> None:
         self.capacity = capacity
         self.period = period
+        self._rate = capacity / period
         self._used = 0.0
         self._at = -math.inf
 
@@ -43,13 +44,15 @@ class Bucket:
         """What is used now; more than the capacity where answers took more than was reserved for them."""
         if now > self._at:  # a clock that goes back gives nothing away
             if self._used:
-                self._used = max(0.0, self._used - (now - self._at) * self.capacity / self.period)
+                left = self._used - (now - self._at) * self._rate
+                self._used = left if left > 0.0 else 0.0
             self._at = now
         return self._used
 
     def add(self, amount: float, now: float) -> None:
         """Note a use, or give back what was not used (negative)."""
-        self._used = max(0.0, self.used(now) + amount)
+        used = self.used(now) + amount
+        self._used = used if used > 0.0 else 0.0
 
     def set(self, used: float, now: float) -> None:
         """Replace what is used, by what is known of all instances together."""
@@ -58,16 +61,18 @@ class Bucket:
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until so much can be used; 0: now. An amount beyond the capacity needs an empty bucket."""
-        excess = self.used(now) + min(amount, self.capacity) - self.capacity
-        return excess * self.period / self.capacity if excess > _ROUNDING else 0.0
+        capacity = self.capacity
+        excess = self.used(now) + (amount if amount < capacity else capacity) - capacity
+        return excess / self._rate if excess > _ROUNDING else 0.0
 
     def remaining(self, now: float) -> int:
         """What can be used now, in whole requests or tokens."""
-        return max(0, math.floor(self.capacity - self.used(now) + _ROUNDING))
+        left = int(self.capacity - self.used(now) + _ROUNDING)
+        return left if left > 0 else 0
 
     def reset(self, now: float) -> float:
         """Seconds until nothing is used any more."""
-        return self.used(now) * self.period / self.capacity
+        return self.used(now) / self._rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Account:
         "requests",
         "streams",
         "streams_elsewhere",
+        "token_buckets",
         "tokens_per_byte",
     )
 
@@ -97,15 +103,11 @@ class Account:
         self.requests = _bucket(limits.requests_per_minute, MINUTE)
         self.minute = _bucket(limits.tokens_per_minute, MINUTE)
         self.day = _bucket(limits.tokens_per_day, DAY)
+        self.token_buckets = tuple(bucket for bucket in (self.minute, self.day) if bucket is not None)
         self.streams = 0
         self.streams_elsewhere = 0  # on other instances, where that is known
         self.tokens_per_byte = _TOKENS_PER_BYTE
         self.mean_output = _MEAN_OUTPUT
-
-    @property
-    def token_buckets(self) -> tuple[Bucket, ...]:
-        """The limits of tokens that there are."""
-        return tuple(bucket for bucket in (self.minute, self.day) if bucket is not None)
 
     def estimate(self, body_bytes: int) -> float:
         """The tokens that a request with a body of this size will take, by the caller's last ones."""
@@ -120,12 +122,12 @@ class Account:
 
     def wait(self, cost: Cost, now: float) -> float:
         """Seconds until the caller may make such a request; 0: now."""
-        waits = [bucket.wait(cost.tokens, now) for bucket in self.token_buckets]
+        wait = STREAM_WAIT if self.is_streaming_enough else 0.0
         if self.requests is not None:
-            waits.append(self.requests.wait(cost.requests, now))
-        if self.is_streaming_enough:
-            waits.append(STREAM_WAIT)
-        return max(waits, default=0.0)
+            wait = max(wait, self.requests.wait(cost.requests, now))
+        for bucket in self.token_buckets:
+            wait = max(wait, bucket.wait(cost.tokens, now))
+        return wait
 
     @property
     def is_streaming_enough(self) -> bool:
@@ -154,9 +156,19 @@ class Account:
 
         Of two limits of tokens they describe the one of which less remains.
         """
-        headers = {} if self.requests is None else _headers("requests", self.requests, now)
-        if tokens := min(self.token_buckets, key=lambda bucket: bucket.remaining(now), default=None):
-            headers |= _headers("tokens", tokens, now)
+        headers: dict[str, str] = {}
+        if self.requests is not None:
+            headers["x-ratelimit-limit-requests"] = str(int(self.requests.capacity))
+            headers["x-ratelimit-remaining-requests"] = str(self.requests.remaining(now))
+            headers["x-ratelimit-reset-requests"] = duration(self.requests.reset(now))
+        if self.token_buckets:
+            tokens = self.token_buckets[0]
+            for other in self.token_buckets[1:]:
+                if other.remaining(now) < tokens.remaining(now):
+                    tokens = other
+            headers["x-ratelimit-limit-tokens"] = str(int(tokens.capacity))
+            headers["x-ratelimit-remaining-tokens"] = str(tokens.remaining(now))
+            headers["x-ratelimit-reset-tokens"] = duration(tokens.reset(now))
         return headers
 
 
@@ -171,21 +183,18 @@ def _bucket(capacity: int | None, period: float) -> Bucket | None:
     return None if capacity is None else Bucket(capacity, period)
 
 
-def _headers(kind: str, bucket: Bucket, now: float) -> dict[str, str]:
-    return {
-        f"x-ratelimit-limit-{kind}": f"{bucket.capacity:.0f}",
-        f"x-ratelimit-remaining-{kind}": str(bucket.remaining(now)),
-        f"x-ratelimit-reset-{kind}": duration(bucket.reset(now)),
-    }
-
-
 def duration(seconds: float) -> str:
     """As OpenAI's API writes it: 20ms, 1s, 6m0s, 1h0m0s."""
+    if seconds <= _ROUNDING:
+        return "0s"
     if seconds < 1:
-        return f"{math.ceil(seconds * 1000 - _ROUNDING)}ms" if seconds > _ROUNDING else "0s"
-    minutes, whole = divmod(math.ceil(seconds - _ROUNDING), 60)
+        return f"{math.ceil(seconds * 1000 - _ROUNDING)}ms"
+    whole = math.ceil(seconds - _ROUNDING)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, whole = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{whole}s"
+    return f"{f'{hours}h' if hours else ''}{minutes}m{whole}s"
 
 
 class Reservation:

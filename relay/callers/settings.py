@@ -42,7 +42,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Limits(**chosen)
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) is not None for name in LIMIT_NAMES)
+        return not (
+            self.requests_per_minute is None
+            and self.tokens_per_minute is None
+            and self.tokens_per_day is None
+            and self.streams is None
+        )
 
 
 LIMIT_NAMES: Final = Limits.__struct_fields__

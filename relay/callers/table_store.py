@@ -90,8 +90,9 @@ class TableStore:
                 name, _ROW, raw_response_hook=lambda response: answer.note(response.http_response.headers)
             )
         except core.ResourceNotFoundError as error:
-            if error.error_code == "TableNotFound" or error.response is None:
-                raise
+            if error.error_code == "TableNotFound":
+                await _create(client, core)
+                return None
             answer.note(error.response.headers)
             state = change(State(), answer.now)
             try:
@@ -142,6 +143,14 @@ def _client(tables: Any, settings: LimitsStore) -> Any:
         connection_timeout=2,
         read_timeout=3,
     )
+
+
+async def _create(client: Any, core: Any) -> None:
+    """Create the table: Terraform can't, since its provider does that with a key of the account only."""
+    try:
+        await client.create_table()
+    except core.ResourceExistsError:
+        return  # another instance did
 
 
 def _entity(name: str, state: State) -> dict[str, Any]:

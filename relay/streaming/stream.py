@@ -110,6 +110,7 @@ class Stream:
         self._encoder = encoder
         self._settings = settings
         self._record = Record(caller.request_id, caller.invocation_id, failover.model, self._request.operation)
+        self._record.stream = self._request.stream
         self._loop = asyncio.get_running_loop()
         # The outcome of the commit: a failure that keeps its HTTP status, a whole document, or None for a stream.
         self._committed: asyncio.Future[Failed | bytes | None] = self._loop.create_future()
@@ -220,6 +221,7 @@ class Stream:
         """One pass over the backends, until one answers. Writes all output, but not the terminal event."""
         while (backend := self._failover.next()) is not None:
             self._record.backend = backend.settings.name
+            self._record.server = backend.server
             self._record.attempts = self._failover.attempts
             before, self._prompt_read = self._prompt_read, True
             opened = await self._open(backend)
@@ -415,6 +417,8 @@ class Stream:
         if decoder.usage is None and decoder.deltas and self._request.counts_usage:
             record.usage = Usage(self._request.estimated_input_tokens(), decoder.deltas)  # a delta is about a token
             record.usage_estimated = True
+        if record.usage is not None and (price := self._settings.prices.get(record.model or "")) is not None:
+            record.cost = price.cost(record.usage)
         if isinstance(terminal, Done):
             record.outcome, record.status = "completed", 200
         elif isinstance(terminal, Failed):

@@ -23,8 +23,8 @@ import pytest
 from local.key import new_key
 from local.model_service import MANUAL_PACE, ModelService
 from relay.callers.settings import LimitsStore
-from relay.callers.shared_limits import _SPARE, State, StoreError
-from relay.callers.table_store import TableStore, import_tables
+from relay.callers.shared_limits import _SPARE, State
+from relay.callers.table_store import TableStore
 from tests.end_to_end.hosting import HostedApp, eventually
 from tests.end_to_end.test_callers import digest
 
@@ -40,7 +40,7 @@ KEYS: Final = {name: new_key() for name in ("busy", "streaming", "away")}
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[tuple[LimitsStore, subprocess.Popen[bytes]]]:
-    """An Azurite with an empty table, and its process."""
+    """A table that is not there yet of a new Azurite, and its process."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm are not installed")
@@ -69,20 +69,10 @@ def table() -> Iterator[tuple[LimitsStore, subprocess.Popen[bytes]]]:
                 assert azurite.poll() is None
                 assert time.monotonic() < deadline, "Azurite does not start"
                 time.sleep(0.05)
-        asyncio.run(create(store))
         yield store, azurite
     finally:
         azurite.kill()
         azurite.wait()
-
-
-async def create(settings: LimitsStore) -> None:
-    """Create the table, as Terraform does in Azure."""
-    import_tables()
-    store = TableStore(settings)
-    client = await store._connected()
-    await client.create_table()
-    await store.close()
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +119,6 @@ async def test_an_update_is_atomic(table: tuple[LimitsStore, subprocess.Popen[by
     assert state.streams == {"an-instance": (3, state.at)}
     for store in stores:
         await store.close()
-
-
-async def test_a_missing_table_is_an_error_and_no_state(table: tuple[LimitsStore, subprocess.Popen[bytes]]) -> None:
-    store = TableStore(LimitsStore(table[0].endpoint, "missing"))
-    with pytest.raises(StoreError, match="404"):
-        await store.update("team-a", lambda state, now: state)
-    await store.close()
 
 
 async def test_the_processes_together_hold_a_limit(

@@ -250,6 +250,7 @@ class ScriptedCaller:
         self.limiter = Limiter(clock=loop.time)
         self.account = Account(Limits(streams=1))
         self.account.day = Bucket(1e6, 1e18)  # nothing runs out
+        self.account.token_buckets = (self.account.day,)
         cost = Cost(RESERVED)
         self.account.begin(cost, loop.time())
         self._reservation = Reservation(self.limiter, "team-a", self.account, cost, BODY_BYTES)

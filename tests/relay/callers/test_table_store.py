@@ -70,6 +70,11 @@ class TableClient:
         raw_response_hook(SimpleNamespace(http_response=SimpleNamespace(headers=self.headers)))
         return step
 
+    async def create_table(self) -> None:
+        step = self.script.pop(0)
+        if step is not None:
+            raise step
+
     async def create_entity(self, written: Any) -> None:
         self._write("create", written, {})
 
@@ -159,6 +164,23 @@ async def test_where_another_created_it_first() -> None:
     assert (await store(client, core()).update("team-a", add)).requests == 2.0
 
 
+@pytest.mark.parametrize("created", [None, ResourceExistsError(409, "TableAlreadyExists")])
+def test_a_table_that_is_missing_is_created(created: Exception | None) -> None:
+    @virtual_time
+    async def check() -> None:
+        client = TableClient(ResourceNotFoundError(404, "TableNotFound"), created, entity(STATE), None)
+        assert (await store(client, core()).update("team-a", add)).requests == 2.0
+
+    check()
+
+
+@virtual_time
+async def test_a_table_that_must_not_be_created() -> None:
+    client = TableClient(ResourceNotFoundError(404, "TableNotFound"), AzureError(403))
+    with pytest.raises(StoreError, match="AzureError, status 403"):
+        await store(client, core()).update("team-a", add)
+
+
 @virtual_time
 async def test_an_update_does_not_try_for_ever() -> None:
     client = TableClient(*[entity(STATE), ResourceModifiedError(412)] * 8)
@@ -180,7 +202,6 @@ async def test_a_silent_service() -> None:
     [
         (AzureError(403), "AzureError, status 403"),
         (AzureError(), "AzureError"),
-        (ResourceNotFoundError(404, "TableNotFound"), "ResourceNotFoundError, status 404"),
         (OSError("SECRET"), "OSError"),
     ],
 )
