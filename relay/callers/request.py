@@ -167,9 +167,9 @@ class CallerRequest:
 
     def internal_error(self, error: Exception) -> Response:
         """The response to a fault of this app's; the log names the place."""
-        telemetry.log_internal_error(self.request_id, self.invocation_id, error)
         if self._reservation is not None:
             self._reservation.settle(None)
+        telemetry.log_internal_error(self.request_id, self.invocation_id, error)
         return self.error_response(INTERNAL_ERROR)
 
     def client_closed_request(self) -> Response:
