@@ -17,7 +17,7 @@ ifeq ($(OS),Windows_NT)
 $(error This needs Linux or macOS. On Windows, run it in WSL: https://aka.ms/wsl)
 endif
 
-.PHONY: help start test conformance lint format lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
+.PHONY: help start key test conformance lint format lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ start: $(VENV)/.for-start local.settings.json ## run the app locally; PORT=8080,
 	@$(PYTHON) -m local $(call option,PORT,--port) $(call option,MODEL_PORT,--model-service-port) \
 		$(call option,MODEL,--model) $(call option,ENDPOINT,--endpoint) $(call option,DEPLOYMENTS,--deployments) \
 		$(call switch,FUNC,no,--no-func) $(call switch,OPEN,no,--no-open) $(call switch,VERBOSE,1,--verbose)
+
+key: $(VENV)/.for-start ## make a key for a caller, shown once; NAME=team-a is the caller's name
+	@$(PYTHON) -m local.key $(or $(call option,NAME,--),$(error NAME is missing: make key NAME=team-a))
 
 test: $(VENV)/.for-tests ## run unit and end-to-end tests; ARGS="-k health" to select some
 	@$(PYTHON) -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)

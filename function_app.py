@@ -3,19 +3,23 @@
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from relay import openapi, page, telemetry, worker_patches
+from relay.callers.door import Door
+from relay.callers.limits import Limiter
 from relay.callers.request import CallerRequest
 from relay.callers.routes import Handler, Route, Routes
+from relay.callers.table_store import leased_limits
 from relay.problems import MODEL_NOT_FOUND, Problem
 from relay.readiness import Readiness
 from relay.settings import auth_level
 from relay.streaming.stream import Stream
 from relay.upstream.pool import BackendPool
+from relay.upstream.request import Accounts
 from relay.version import VERSION
 from relay.wires import chat_completions as chat_completions_wire
 from relay.wires import embeddings as embeddings_wire
@@ -28,6 +32,8 @@ worker_patches.apply()
 telemetry.silence_noisy_loggers()
 pool = BackendPool.from_environment(os.environ)
 readiness = pool if isinstance(pool, Problem) else Readiness(pool)
+door = Door.from_environment(os.environ)  # None: no callers are named, and the Functions host checks its function key
+limiter = Limiter(None if door is None else leased_limits(door.limits_store))
 started = int(time.time())
 # All that the Functions host and the web server inside the worker both know; another would leave its invocation stuck.
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -37,30 +43,42 @@ app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])
 @app.route(route="stream", methods=["POST"])
 async def stream(req: Request) -> Response:
     """Answers a prompt, as a stream."""
-    return await answer(CallerRequest(req), stream_wire.parse)
+    return await admitted(CallerRequest(req), lambda caller: answer(caller, stream_wire.parse))
+
+
+async def admitted(caller: CallerRequest, handler: Callable[[CallerRequest], Awaitable[Response]]) -> Response:
+    """Every route that costs something passes through here: the handler is called for an admitted caller only."""
+    try:
+        if door is not None and (problem := caller.admit(door)) is not None:
+            return caller.reject(problem)
+        return await handler(caller)
+    except Exception as error:  # noqa: BLE001 (the worker would answer a bare 500 and log the error's text)
+        return caller.internal_error(error)
 
 
 async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | Problem]) -> Response:
     """Every prompt passes through here: the body, what it asks for, the backends that have the model, the stream."""
     if isinstance(pool, Problem):
         return caller.reject(pool)
-    try:
-        body = await caller.read_body(pool.settings.max_body_bytes)
-        if body is None:
-            return caller.client_closed_request()
-        if isinstance(body, Problem):
-            return caller.reject(body)
-        request = parse(body)
-        if isinstance(request, Problem):
-            return caller.reject(request)
-        failover = pool.failover(request.model, request.response_id, request.wires)
-        if isinstance(failover, Problem):
-            return caller.reject(failover)
-        await pool.connect()
-        encoder = request.encoder(caller.request.headers.get("accept"))
-        return await Stream(caller, failover, request, encoder, pool.settings).respond()
-    except Exception as error:  # noqa: BLE001 (the worker would answer a bare 500 and log the error's text)
-        return caller.internal_error(error)
+    body = await caller.read_body(pool.settings.max_body_bytes)
+    if body is None:
+        return caller.client_closed_request()
+    if isinstance(body, Problem):
+        return caller.reject(body)
+    request = parse(body)
+    if isinstance(request, Problem):
+        return caller.reject(request)
+    model = caller.allowed_model(request.model, pool.models)
+    if isinstance(model, Problem):
+        return caller.reject(model)
+    failover = pool.failover(model, request.response_id, request.wires)
+    if isinstance(failover, Problem):
+        return caller.reject(failover)
+    await pool.connect()
+    if (refused := await caller.reserve(limiter, len(body), counts_tokens=model is not Accounts.EVERY)) is not None:
+        return caller.reject(refused)
+    encoder = request.encoder(caller.request.headers.get("accept"))
+    return await Stream(caller, failover, request, encoder, pool.settings).respond()
 
 
 def prompts(parse: Callable[..., WireRequest | Problem]) -> Handler:
@@ -87,14 +105,14 @@ async def list_models(caller: CallerRequest, _: str | None) -> Response:
     """The models that callers may name, the default one first."""
     if isinstance(pool, Problem):
         return caller.reject(pool)
-    return caller.response(models_wire.document(pool.models, started))
+    return caller.response(models_wire.document(caller.allowed_models(pool.models), started))
 
 
 async def retrieve_model(caller: CallerRequest, model: str | None) -> Response:
     """One of them."""
     if isinstance(pool, Problem):
         return caller.reject(pool)
-    if model not in pool.models:
+    if model not in caller.allowed_models(pool.models):
         return caller.reject(MODEL_NOT_FOUND)
     return caller.response(models_wire.model_document(model, started))
 
@@ -120,25 +138,22 @@ OPENAI_API = Routes(
 @app.route(route="v1/{*path}", methods=METHODS)
 async def openai_api(req: Request) -> Response:
     """OpenAI's API, for any OpenAI client."""
-    return await call_openai_api(CallerRequest(req, openai=True))
+    return await admitted(CallerRequest(req, openai=True), call_openai_api)
 
 
 @app.route(route="openai/{*path}", methods=METHODS)
 async def azure_openai_api(req: Request) -> Response:
     """The same at Azure OpenAI's own paths, for the clients of Azure OpenAI."""
-    return await call_openai_api(CallerRequest(req, openai=True))
+    return await admitted(CallerRequest(req, openai=True), call_openai_api)
 
 
 async def call_openai_api(caller: CallerRequest) -> Response:
     """Call what the table has for the request."""
-    try:
-        found = OPENAI_API.find(caller.request.method, caller.request.scope["path"])
-        if isinstance(found, Problem):
-            return caller.reject(found)
-        handler, name = found
-        return await handler(caller, name)
-    except Exception as error:  # noqa: BLE001 (as above)
-        return caller.internal_error(error)
+    found = OPENAI_API.find(caller.request.method, caller.request.scope["path"])
+    if isinstance(found, Problem):
+        return caller.reject(found)
+    handler, name = found
+    return await handler(caller, name)
 
 
 @app.route(route="chat", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
@@ -150,13 +165,14 @@ async def chat_page(req: Request) -> Response:
 @app.route(route="ready", methods=["GET", "HEAD"])
 async def ready(req: Request) -> Response:
     """Whether the app can serve: what is wrong, for each backend, and the remedy."""
-    caller = CallerRequest(req)
+    return await admitted(CallerRequest(req), report_readiness)
+
+
+async def report_readiness(caller: CallerRequest) -> Response:
+    """The document, or the settings that are wrong."""
     if isinstance(readiness, Problem):
         return caller.reject(readiness)
-    try:
-        status, document = await readiness.document()
-    except Exception as error:  # noqa: BLE001 (as above)
-        return caller.internal_error(error)
+    status, document = await readiness.document()
     return caller.response(document, status=status)
 
 

@@ -51,6 +51,7 @@ locals {
     },
     # With Entra sign-in the functions require no key in addition.
     var.entra_sign_in == null ? {} : { HTTP_AUTH_LEVEL = "anonymous" },
+    local.caller_settings,
     var.relay_settings,
   )
 }

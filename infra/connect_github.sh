@@ -54,9 +54,9 @@ deployer=$(identity "$repository deploy" environment:dev environment:prod)
 # The identity that plans, on pull requests, before a deployment and every night.
 planner=$(identity "$repository plan" pull_request environment:dev-plan environment:prod-plan)
 
-# The deployer creates resources, and assigns these three roles only: Storage Blob Data Owner, Cognitive Services OpenAI
-# User, Monitoring Metrics Publisher.
-roles=b7e6dc6d-f1e8-4753-8033-0f276bb0955b,5e0bd9bd-7b93-4f28-af87-19fc36ad61bd,3913510d-42f4-4e42-8a64-420c390055eb
+# The deployer creates resources, and assigns these roles only: Storage Blob Data Owner, Cognitive Services OpenAI User,
+# Monitoring Metrics Publisher, and for the store of limits Storage Table Data Contributor.
+roles=b7e6dc6d-f1e8-4753-8033-0f276bb0955b,5e0bd9bd-7b93-4f28-af87-19fc36ad61bd,3913510d-42f4-4e42-8a64-420c390055eb,0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3
 assign "$deployer" --role Contributor --scope "$scope"
 assign "$deployer" --role "Role Based Access Control Administrator" --scope "$scope" \
 	--condition-version 2.0 --condition "(

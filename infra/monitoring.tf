@@ -107,6 +107,8 @@ locals {
     duration       = "relay.duration"
     largest_gap    = "relay.largest_gap"
     request_id     = "relay.request_id"
+    caller         = "relay.caller"
+    cost           = "relay.cost"
   }
 
   streams_query = templatefile("${path.module}/queries/streams.kql", merge(local.telemetry_attributes, {
@@ -117,6 +119,7 @@ locals {
     { file = "outcomes", title = "Streams by outcome", visualization = "timechart" },
     { file = "time_to_first_token", title = "Seconds to the first token (median, 95th percentile)", visualization = "timechart" },
     { file = "tokens", title = "Tokens", visualization = "timechart" },
+    { file = "usage", title = "Use by caller and day", visualization = "table" },
     { file = "backends", title = "Deployments: load, rejections, throughput", visualization = "table" },
     { file = "failures", title = "Latest failures", visualization = "table" },
   ]

@@ -713,3 +713,104 @@ variable "monthly_budget" {
     error_message = "monthly_budget must be above 0, or null."
   }
 }
+
+# ---- Callers ---------------------------------------------------------------------------------------------------------
+
+variable "callers" {
+  type = map(object({
+    key_digests = optional(list(string), [])
+    principals  = optional(list(string), [])
+    models      = optional(list(string))
+    limits = optional(object({
+      requests_per_minute = optional(number)
+      tokens_per_minute   = optional(number)
+      tokens_per_day      = optional(number)
+      streams             = optional(number)
+    }), {})
+  }))
+  description = "Who may call the app, by name, in place of the function key (docs/callers.md). key_digests: the SHA-256 of each key, which `make key NAME=...` prints; principals: with entra_sign_in, object ids or client ids; models: those that the caller may use, by default all; limits: its own, by default caller_limits."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for name in keys(var.callers) : can(regex("^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", name))])
+    error_message = "callers: a name is 1 to 31 letters, digits, '.', '_' or '-', beginning with a letter or digit."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for caller in values(var.callers) : [for digest in caller.key_digests : can(regex("^[0-9a-fA-F]{64}$", digest))]]))
+    error_message = "callers: a key digest is 64 hexadecimal digits, the SHA-256 of a key and never the key itself; `make key NAME=...` prints it."
+  }
+
+  validation {
+    condition     = alltrue(flatten([for caller in values(var.callers) : [for id in caller.principals : can(regex("^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$", id))]]))
+    error_message = "callers: a principal is the object id or client id of an Entra identity, such as 00000000-0000-0000-0000-000000000000."
+  }
+
+  validation {
+    condition     = alltrue([for caller in values(var.callers) : var.entra_sign_in == null ? length(caller.key_digests) > 0 && length(caller.principals) == 0 : length(caller.principals) > 0 && length(caller.key_digests) == 0])
+    error_message = "callers: each caller has key_digests, or with entra_sign_in principals instead."
+  }
+
+  validation {
+    condition = alltrue(flatten([for caller in values(var.callers) : [
+      for amount in values(caller.limits) : amount == null || try(amount >= 1 && amount <= 1000000000000 && floor(amount) == amount, false)
+    ]]))
+    error_message = "callers: a limit is a whole number of at least 1."
+  }
+
+  validation {
+    condition     = alltrue([for caller in values(var.callers) : caller.models == null || try(length(caller.models) > 0, false)])
+    error_message = "callers: models names at least one model, or is left out to allow all."
+  }
+}
+
+variable "caller_limits" {
+  type = object({
+    requests_per_minute = optional(number)
+    tokens_per_minute   = optional(number)
+    tokens_per_day      = optional(number)
+    streams             = optional(number)
+  })
+  description = "The limits of each caller that has none of its own in callers; with entra_sign_in also of everyone else who signs in."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for amount in values(var.caller_limits) : amount == null || try(amount >= 1 && amount <= 1000000000000 && floor(amount) == amount, false)])
+    error_message = "caller_limits: a limit is a whole number of at least 1."
+  }
+
+  validation {
+    condition     = alltrue([for amount in values(var.caller_limits) : amount == null]) || length(var.callers) > 0 || var.entra_sign_in != null
+    error_message = "caller_limits requires callers or entra_sign_in: only a caller that is known has limits."
+  }
+}
+
+variable "limits_store" {
+  type        = bool
+  description = "Count what callers use in a table of the app's storage account, for all instances together. By default each instance counts for itself."
+  default     = false
+  nullable    = false
+
+  validation {
+    condition     = !var.limits_store || length(var.callers) > 0 || var.entra_sign_in != null
+    error_message = "limits_store requires callers or entra_sign_in: only a caller that is known has limits."
+  }
+}
+
+variable "token_prices" {
+  type = map(object({
+    input        = number
+    cached_input = optional(number)
+    output       = optional(number)
+  }))
+  description = "What a million tokens of each model cost, in a currency of your choice, for the cost in the records and the workbook. A model that is not named has no cost."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue(flatten([for price in values(var.token_prices) : [for amount in values(price) : amount == null || try(amount >= 0 && amount < 1000000000, false)]]))
+    error_message = "token_prices: a price is a number from 0, of a million tokens."
+  }
+}

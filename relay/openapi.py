@@ -67,6 +67,7 @@ _USAGE: Final[dict[str, Any]] = {
         "output_tokens": _COUNT,
         "reasoning_tokens": _COUNT,
         "cached_tokens": _COUNT,
+        "cache_write_tokens": _COUNT,
     },
 }
 
@@ -167,6 +168,10 @@ _OPENAI_STREAM: Final[dict[str, Any]] = {
     ),
 }
 
+# Without named callers, or a sign-in in front of the app, the Functions host checks its function key.
+_OF_CALLERS: Final = "the key of a caller, where the app names its callers"
+_SECURITY: Final[list[dict[str, Any]]] = [{"function_key": []}, {"bearer": []}, {"api_key": []}]
+
 _REQUEST_ID: Final[dict[str, Any]] = {"X-Request-Id": {"schema": {"type": "string"}}}
 
 
@@ -218,6 +223,8 @@ def document() -> bytes:
                 "schemas": schemas,
                 "securitySchemes": {
                     "function_key": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
+                    "bearer": {"type": "http", "scheme": "bearer", "description": _OF_CALLERS},
+                    "api_key": {"type": "apiKey", "in": "header", "name": "api-key", "description": _OF_CALLERS},
                 },
             },
         }
@@ -327,7 +334,12 @@ def _operation(
     media_type = PROBLEM_JSON if error == "Problem" else "application/json"
     responses: dict[str, Any] = {
         "200": {"description": "OK", "headers": _REQUEST_ID, "content": content},
-        "401": {"description": "The function key is missing or wrong; answered by the Functions host"},
+        "401": {
+            "description": f"{problems.INVALID_API_KEY.code}: {problems.INVALID_API_KEY.title}; without a body and "
+            "these headers where the Functions host checks the key",
+            "headers": {**_REQUEST_ID, "WWW-Authenticate": {"schema": {"type": "string"}}},
+            "content": {media_type: _schema(error)},
+        },
     }
     failures: tuple[Problem, ...] = (problems.NOT_CONFIGURED, problems.NOT_DISPATCHED)
     if body:
@@ -346,7 +358,7 @@ def _operation(
     operation: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
-        "security": [{"function_key": []}],
+        "security": _SECURITY,
         "responses": responses,
     }
     if path_name:

@@ -18,6 +18,8 @@ CLIENT_CLOSED_REQUEST: Final = 499
 # The `type` of OpenAI's error object by HTTP status; for all others it is "server_error".
 _OPENAI_TYPES: Final = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
+    HTTPStatus.UNAUTHORIZED: "invalid_request_error",
+    HTTPStatus.FORBIDDEN: "invalid_request_error",
     HTTPStatus.NOT_FOUND: "invalid_request_error",
     HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
@@ -150,6 +152,18 @@ CONTEXT_LENGTH_EXCEEDED: Final = Problem(
     "The conversation and the answer together are longer than the model's context: shorten the input or lower "
     "the output limit.",
 )
+INVALID_API_KEY: Final = Problem(
+    "invalid_api_key",
+    HTTPStatus.UNAUTHORIZED,
+    "The key is missing or wrong",
+    "Send a key in the header Authorization, as a Bearer token, or in api-key or x-functions-key.",
+)
+MODEL_NOT_ALLOWED: Final = Problem(
+    "model_not_allowed",
+    HTTPStatus.FORBIDDEN,
+    "The key is not for this model",
+    "Choose a model from the list of GET /v1/models, which has those that this key is for.",
+)
 MODEL_NOT_FOUND: Final = Problem(
     "model_not_found",
     HTTPStatus.NOT_FOUND,
@@ -255,6 +269,8 @@ CATALOGUE: Final = (
     INVALID_REQUEST,
     CONTENT_FILTER,
     CONTEXT_LENGTH_EXCEEDED,
+    INVALID_API_KEY,
+    MODEL_NOT_ALLOWED,
     MODEL_NOT_FOUND,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from relay.usage import Usage
+
 AZURE_TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"  # noqa: S105 (a scope's name, not a secret)
 
 # Servers that need no key still want the header to be there; clients of such servers send a placeholder like this.
@@ -68,6 +70,12 @@ class BackendSettings:
     wire: Wire = "chat"
 
     @property
+    def server(self) -> tuple[str, int]:
+        """The host name or IP address, and the port."""
+        parts = urlsplit(self.endpoint)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
     def both_limits(self) -> bool:
         """Whether the output limit is sent under both of its names.
 
@@ -90,13 +98,31 @@ class Identity:
     client_id: str | None = None
 
 
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a million tokens of a model cost, in a currency of the operator's choice.
+
+    `cached_input`: of a prompt's tokens those that came from the cache; None: as `input`.
+    """
+
+    input: float
+    output: float = 0.0
+    cached_input: float | None = None
+
+    def cost(self, usage: Usage) -> float:
+        """What an answer cost."""
+        cached = min(usage.cached_tokens or 0, usage.input_tokens)
+        cached_price = self.input if self.cached_input is None else self.cached_input
+        input_cost = (usage.input_tokens - cached) * self.input + cached * cached_price
+        return (input_cost + usage.output_tokens * self.output) / 1_000_000
+
+
 @dataclass(frozen=True)
 class Settings:
     """The app's settings. Times are in seconds, sizes in bytes.
 
     `api_key_header` is the header that the key is sent in; None: as a bearer token in `Authorization`.
     `failover_after`: how long a deployment may be silent before its answer's headers until the next one is asked; None:
-    until the silence timeout ends the stream.
+    until the silence timeout ends the stream. `prices` are by model; the record of one that has none has no cost.
     """
 
     backends: tuple[BackendSettings, ...]
@@ -111,6 +137,7 @@ class Settings:
     failover_after: float | None = None
     max_body_bytes: int = 1024 * 1024
     max_output_tokens: int = 16384
+    prices: Mapping[str, Price] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -140,6 +167,7 @@ class Settings:
             failover_after=parser.seconds("FAILOVER_AFTER_SECONDS", None, least=0.1, most=3600),
             max_body_bytes=parser.whole("MAX_BODY_BYTES", cls.max_body_bytes, least=1, most=100 * 1024 * 1024),
             max_output_tokens=parser.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
+            prices=parser.prices("TOKEN_PRICES"),
         )
         if parser.errors:
             raise SettingsError(tuple(parser.errors))
@@ -150,9 +178,20 @@ def auth_level(environ: Mapping[str, str]) -> Literal["FUNCTION", "ANONYMOUS"]:
     """Whether the routes that cost something require a function key.
 
     `HTTP_AUTH_LEVEL=anonymous` is for an app behind other access control, such as App Service's Entra ID sign-in, which
-    rejects everyone without a token. With any other value a key is required.
+    rejects everyone without a token. With any other value a key is required. Where callers are named, the app itself
+    admits them (`relay.callers.door`), also if what names them is wrong: it then admits no one.
     """
-    return "ANONYMOUS" if environ.get("HTTP_AUTH_LEVEL", "").strip().lower() == "anonymous" else "FUNCTION"
+    if environ.get("HTTP_AUTH_LEVEL", "").strip().lower() == "anonymous":
+        return "ANONYMOUS"
+    return (
+        "ANONYMOUS"
+        if any(CALLERS_SETTING.fullmatch(name) and environ[name].strip() for name in environ)
+        else "FUNCTION"
+    )
+
+
+# A setting is one environment variable, which Linux bounds to 128 KiB: more than a thousand callers take several.
+CALLERS_SETTING: Final = re.compile(r"CALLERS(?:_\d{1,4})?", re.ASCII)
 
 
 class _BackendEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -219,6 +258,25 @@ class _Parser:
             self.add_error(setting, f"must be a whole number from {least} to {most}, for example {default}.")
             return default
         return value
+
+    def prices(self, setting: str) -> dict[str, Price]:
+        text = self.text(setting)
+        if not text:
+            return {}
+        try:
+            prices = msgspec.json.decode(text, type=dict[str, Price])
+            values = [it for price in prices.values() for it in msgspec.structs.astuple(price) if it is not None]
+            if all(0 <= value < 1e9 for value in values):
+                return prices
+            where = ""
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            where = f" ({error})" if isinstance(error, msgspec.ValidationError) else ""
+        self.add_error(
+            setting,
+            'must be a JSON object such as {"gpt-5.4-mini": {"input": 0, "cached_input": 0, "output": 0}}, with the '
+            f"prices of a million tokens{where}.",
+        )
+        return {}
 
     def backends(self) -> tuple[BackendSettings, ...]:
         several = self.text("AZURE_OPENAI_BACKENDS")

@@ -33,7 +33,11 @@ class Record:
 
     `model` is the model asked for, None for a request that concerns none; `operation` is what was asked of it.
     `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's code and `reason` its details; `refusals`
-    are those of the backends that were asked before.
+    are those of the backends that were asked before. `caller` is who asked, where callers are named, and `caller_id`
+    tells its keys apart, or is the id of its identity; `caller_is_named`: it is one of the settings'.
+    `limits_store_away`: its limits were held by this instance's count alone. `stream`: the model service was asked for
+    an event stream. `server` is the host and port of the backend's account. `cost` is in the currency of the settings'
+    prices.
     """
 
     request_id: str
@@ -58,6 +62,13 @@ class Record:
     usage_estimated: bool = False
     bytes_sent: int = 0
     pings: int = 0
+    caller: str | None = None
+    caller_id: str | None = None
+    caller_is_named: bool = False
+    limits_store_away: bool = False
+    stream: bool = False
+    server: tuple[str, int] | None = None
+    cost: float | None = None
 
     def attributes(self) -> dict[str, Any]:
         """The record by the conventions' names, and `relay.…` for what they do not name; what is unknown is left out.
@@ -69,15 +80,20 @@ class Record:
             "gen_ai.operation.name": self.operation,
             "gen_ai.provider.name": "azure.ai.openai",
             "gen_ai.request.model": self.model,
+            "gen_ai.request.stream": True if self.stream else None,
+            "server.address": self.server[0] if self.server else None,
+            "server.port": self.server[1] if self.server else None,
             "gen_ai.response.id": self.response_id,
             "gen_ai.response.model": self.response_model,
             "gen_ai.response.finish_reasons": [self.finish_reason] if self.finish_reason else None,
-            "gen_ai.response.time_to_first_chunk": self.time_to_first_token,
+            "gen_ai.response.time_to_first_chunk": self.time_to_first_token if self.stream else None,
             "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
             "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
             "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens if usage else None,
             "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens if usage else None,
+            "gen_ai.usage.cache_write.input_tokens": usage.cache_write_tokens if usage else None,
             "relay.usage_estimated": True if self.usage_estimated else None,
+            "relay.cost": self.cost,
             "error.type": self.code,
             "relay.code": self.code,  # the same: Azure Monitor's exporter drops error.type from a span
             "relay.outcome": self.outcome,
@@ -91,11 +107,14 @@ class Record:
             "relay.duration": self.duration,
             "relay.bytes_sent": self.bytes_sent,
             "relay.pings": self.pings,
+            "relay.caller": self.caller,
+            "relay.caller_id": self.caller_id,
+            "relay.limits_store_away": True if self.limits_store_away else None,
             "relay.request_id": self.request_id,
             "relay.invocation_id": self.invocation_id,
         }
         return {
-            name: round(value, 6) if isinstance(value, float) else value
+            name: round(value, 9 if name == "relay.cost" else 6) if isinstance(value, float) else value
             for name, value in attributes.items()
             if value is not None
         }
@@ -113,7 +132,11 @@ class _Lines:
 
 
 class _OpenTelemetry:
-    """A span and metrics a stream, through the SDK that is set up in this process."""
+    """A span and metrics a stream, through the SDK that is set up in this process.
+
+    The names are those of the conventions' `docs/gen-ai/client-inference.md`, `gen-ai-token-metrics.md` and
+    `client-embeddings.md`; what is neither inference nor embeddings has `gen_ai.client.operation.duration`.
+    """
 
     def __init__(self) -> None:
         from opentelemetry import metrics, trace
@@ -121,11 +144,31 @@ class _OpenTelemetry:
         self._trace = trace
         self._tracer = trace.get_tracer("relay")
         meter = metrics.get_meter("relay")
-        self._duration = meter.create_histogram("gen_ai.client.operation.duration", "s", "Duration of a stream")
-        self._first = meter.create_histogram(
-            "gen_ai.client.operation.time_to_first_chunk", "s", "Time to the first output of a stream"
+
+        def histogram(name: str, unit: str, description: str, bounds: list[float]) -> Any:
+            return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
+
+        seconds = [0.01 * 2**power for power in range(14)]
+        tokens = [4.0**power for power in range(14)]
+        self._durations = {
+            kind: histogram(f"gen_ai.client.{kind}.duration", "s", "Duration of a request", seconds)
+            for kind in ("inference", "embeddings", "operation")
+        }
+        self._first = histogram(
+            "gen_ai.client.inference.time_to_first_chunk", "s", "Time to the first output of a stream", seconds
         )
-        self._tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}", "Tokens of a stream")
+        self._tokens_of = {
+            name: histogram(f"gen_ai.client.{name}", "{token}", "Tokens of a request", tokens)
+            for name in (
+                "inference.operation.input_tokens",
+                "inference.operation.output_tokens",
+                "embeddings.operation.input_tokens",
+            )
+        }
+        self._usage = {
+            member: meter.create_counter(f"gen_ai.client.inference.usage.{name}", "{token}", "Tokens used")
+            for member, name in _USAGE_COUNTERS.items()
+        }
 
     def report(self, record: Record) -> None:
         attributes = record.attributes()
@@ -144,13 +187,39 @@ class _OpenTelemetry:
             span.set_status(self._trace.StatusCode.ERROR, record.code)
         span.end(ended)
         common: dict[str, Any] = {name: attributes[name] for name in _METRIC_ATTRIBUTES if name in attributes}
-        self._duration.record(record.duration, common)
-        if record.time_to_first_token is not None:
+        if record.caller_is_named:
+            common["relay.caller"] = record.caller
+        kind = _KINDS.get(record.operation, "operation")
+        self._durations[kind].record(record.duration, common)
+        usage = record.usage
+        if kind == "embeddings" and usage is not None:
+            self._tokens_of["embeddings.operation.input_tokens"].record(usage.input_tokens, common)
+        if kind != "inference":
+            return
+        if record.stream and record.time_to_first_token is not None:
             self._first.record(record.time_to_first_token, common)
-        if record.usage is not None:
-            self._tokens.record(record.usage.input_tokens, {**common, "gen_ai.token.type": "input"})
-            self._tokens.record(record.usage.output_tokens, {**common, "gen_ai.token.type": "output"})
+        if usage is not None:
+            self._tokens_of["inference.operation.input_tokens"].record(usage.input_tokens, common)
+            self._tokens_of["inference.operation.output_tokens"].record(usage.output_tokens, common)
+        # The model service does not break the usage down by modality.
+        counted = {**common, "gen_ai.token.modality": "unknown"}
+        if record.usage_estimated:
+            counted["relay.usage_estimated"] = True
+        used = {"input_tokens": 0, "output_tokens": 0} if usage is None else usage.members()
+        for member, count in used.items():
+            self._usage[member].add(count, counted)
 
+
+# By the operation; a name that the conventions do not have is an operation of the app's own.
+_KINDS: Final = {"chat": "inference", "compact_response": "inference", "embeddings": "embeddings"}
+
+_USAGE_COUNTERS: Final = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "reasoning_tokens": "reasoning.output_tokens",
+    "cached_tokens": "cache_read.input_tokens",
+    "cache_write_tokens": "cache_write.input_tokens",
+}
 
 # Attributes of few values only: a metric is kept per combination.
 _METRIC_ATTRIBUTES: Final = (
@@ -158,6 +227,8 @@ _METRIC_ATTRIBUTES: Final = (
     "gen_ai.provider.name",
     "gen_ai.request.model",
     "gen_ai.response.model",
+    "server.address",
+    "server.port",
     "error.type",
     "relay.outcome",
     "relay.backend",
@@ -196,12 +267,13 @@ def log_proxy(proxy: str) -> None:
     _print({"event": "proxy", "relay.proxy": proxy})
 
 
-def log_rejection(request_id: str, invocation_id: str, code: str) -> None:
-    """Log a request that was rejected before a backend was asked."""
+def log_rejection(request_id: str, invocation_id: str, code: str, caller: str | None = None) -> None:
+    """Log a request that was rejected before a backend was asked; `caller`: who sent it, where that is known."""
     _print(
         {
             "event": "refused",
             "relay.code": code,
+            **({} if caller is None else {"relay.caller": caller}),
             "relay.request_id": request_id,
             "relay.invocation_id": invocation_id,
         }
@@ -220,7 +292,35 @@ def log_internal_error(request_id: str, invocation_id: str, error: Exception) ->
     )
 
 
-_QUIET: Final = 60.0  # seconds between two lines about missing halves, however many there are: each line is billed
+_QUIET: Final = 60.0  # seconds between two lines of what anyone can cause, however often: each line is billed
+
+_not_admitted = 0  # not logged yet
+_not_admitted_logged = -_QUIET
+
+
+def log_not_admitted(invocation_id: str) -> None:
+    """Log that a request had no valid key; the first is logged at once, the following ones once a minute, counted."""
+    global _not_admitted, _not_admitted_logged
+    _not_admitted += 1
+    now = time.monotonic()
+    if now - _not_admitted_logged < _QUIET:
+        return
+    _not_admitted_logged = now
+    _print({"event": "not_admitted", "relay.requests": _not_admitted, "relay.invocation_id": invocation_id})
+    _not_admitted = 0
+
+
+_limits_store_away_logged = -_QUIET
+
+
+def log_limits_store_away(reason: str) -> None:
+    """Log that limits are held by each instance's own count, since their store does not answer; once a minute."""
+    global _limits_store_away_logged
+    now = time.monotonic()
+    if now - _limits_store_away_logged >= _QUIET:
+        _limits_store_away_logged = now
+        _print({"event": "limits_store_away", "relay.reason": reason})
+
 
 _missing_halves: dict[str, int] = {}  # not logged yet, by which half is missing
 _missing_halves_logged = -_QUIET

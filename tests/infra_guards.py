@@ -590,11 +590,12 @@ GUARDS += [
     )
 ]
 
-# The app's three roles, and no more.
+# The app's three roles, one more where callers' limits are shared in a table, and no others.
 ROLES = {
     "storage": ("Storage Blob Data Owner", "${azurerm_storage_account.app.id}"),
     "openai": ("Cognitive Services OpenAI User", "${each.value.id}"),
     "telemetry": ("Monitoring Metrics Publisher", "${azurerm_application_insights.app.id}"),
+    "limits": ("Storage Table Data Contributor", "${azurerm_storage_account.app.id}"),
 }
 
 # The settings that the app and its host get from Terraform, and their expressions.

@@ -20,6 +20,7 @@ import yaml
 
 from infra import publish
 from relay.callers.request import _BODY_TIMEOUT
+from relay.callers.settings import LIMIT_NAMES, CallerSettings
 from relay.settings import Settings, SettingsError
 from relay.streaming.stream import _TERMINAL_EVENT_TIMEOUT
 from tests.infra_guards import parse_hcl
@@ -331,8 +332,8 @@ def test_relay_setting_range_is_that_of_the_relay(name: str) -> None:
 
 
 def test_relay_settings_are_those_that_the_relay_reads() -> None:
-    # Terraform itself sets endpoints, identity and authentication level, and never sets an API key.
-    set_by_terraform = ("AZURE_", "IDENTITY_", "HTTP_AUTH_")
+    # Terraform itself sets endpoints, identity, authentication level and prices, and never sets an API key.
+    set_by_terraform = ("AZURE_", "IDENTITY_", "HTTP_AUTH_", "TOKEN_")
     configurable = {name for name in settings_read_by_the_relay() if not name.startswith(set_by_terraform)}
     assert relay_setting_ranges().keys() == configurable
 
@@ -399,6 +400,43 @@ def test_relay_accepts_the_backends_that_terraform_writes() -> None:
     assert settings.identity.client_id == "00000000-0000-0000-0000-000000000005"
 
 
+def caller_settings_of_terraform() -> dict[str, str]:
+    """What `infra/callers.tf` writes, by the members that it names there."""
+    members = re.findall(r"^            (\w+) +=", (INFRA / "callers.tf").read_text(encoding="utf-8"), re.MULTILINE)
+    assert members == ["key_digests", "principals", "models", "limits"]
+    limits = dict.fromkeys(LIMIT_NAMES, 1)
+    callers = {"team-a": {"key_digests": ["0" * 64], "models": ["gpt"], "limits": limits}}
+    return {"CALLERS": json.dumps(callers), "CALLER_LIMITS": json.dumps(limits)}
+
+
+def test_relay_accepts_the_callers_that_terraform_writes() -> None:
+    text = (INFRA / "callers.tf").read_text(encoding="utf-8")
+    settings = CallerSettings.read(
+        caller_settings_of_terraform()
+        | {"CALLERS_1": '{"b": {"key_digests": ["%s"]}}' % ("1" * 64)}
+        | {"LIMITS_STORE": "https://strelaydev123456.table.core.windows.net/callerlimits"}
+    )
+    assert settings is not None
+    assert {caller.name for _, caller in settings.by_digest.values()} == {"team-a", "b"}
+    assert settings.limits_store is not None
+    written = set(re.findall(r"\b([A-Z]{2,}(?:_[A-Z]+)*)(?:_\$\{index\})?\"? +=[> ]", text)) | {"CALLERS"}
+    assert written == {"CALLERS", "CALLER_LIMITS", "ENTRA_SIGN_IN", "LIMITS_STORE", "TOKEN_PRICES"}
+    variables = VARIABLES["callers"]["type"], VARIABLES["caller_limits"]["type"]
+    assert all(name in variable for name in LIMIT_NAMES for variable in variables)
+
+
+def test_sign_in_is_believed_exactly_where_the_platform_requires_it() -> None:
+    """Otherwise anyone could send the headers by which the platform names callers."""
+    text = (INFRA / "callers.tf").read_text(encoding="utf-8")
+    assert 'var.entra_sign_in == null ? {} : { ENTRA_SIGN_IN = "true" }' in text
+    app = (INFRA / "app.tf").read_text(encoding="utf-8")
+    block = app[app.index('dynamic "auth_settings_v2"') :]
+    assert "for_each = var.entra_sign_in == null ? [] : [var.entra_sign_in]" in block
+    for setting in ("auth_enabled", "require_authentication"):
+        assert re.search(rf"{setting} += true", block)
+    assert "".join(path.read_text() for path in TERRAFORM_FILES).count("ENTRA_SIGN_IN") == 1
+
+
 # ---- Telemetry -------------------------------------------------------------------------------------------------------
 
 
@@ -426,7 +464,7 @@ def test_all_queries_are_used_and_read_existing_columns() -> None:
         if path.stem == "streams":
             continue
         query = path.read_text(encoding="utf-8")
-        assert query.startswith("streams\n")
+        assert query.startswith(("streams\n", "requests\n"))
         defined = set(re.findall(r"(\w+) = ", query))
         used = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", re.sub(r'"[^"]*"|\$\{[^}]*\}', "", query)))
         assert used - columns - defined == set(), path.name

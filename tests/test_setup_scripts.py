@@ -117,7 +117,7 @@ def test_subjects_are_those_that_github_presents(machine: Machine, prefix: str, 
     }
 
 
-def test_planner_can_only_read_and_deployer_assigns_three_roles(machine: Machine) -> None:
+def test_planner_can_only_read_and_deployer_assigns_few_roles(machine: Machine) -> None:
     calls = machine.run("connect_github.sh", "owner/name")
     roles = [
         (option(call, "--assignee-object-id"), option(call, "--role"), option(call, "--scope"))
@@ -140,6 +140,7 @@ def test_planner_can_only_read_and_deployer_assigns_three_roles(machine: Machine
         "b7e6dc6d-f1e8-4753-8033-0f276bb0955b",
         "5e0bd9bd-7b93-4f28-af87-19fc36ad61bd",
         "3913510d-42f4-4e42-8a64-420c390055eb",
+        "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
     }
 
 

@@ -44,6 +44,10 @@ variables {
   alert_emails                = []
   alert_thresholds            = {}
   monthly_budget              = null
+  callers                     = {}
+  caller_limits               = {}
+  limits_store                = false
+  token_prices                = {}
 }
 
 run "new_virtual_network" {

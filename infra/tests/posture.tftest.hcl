@@ -44,6 +44,10 @@ variables {
   alert_emails                = []
   alert_thresholds            = {}
   monthly_budget              = null
+  callers                     = {}
+  caller_limits               = {}
+  limits_store                = false
+  token_prices                = {}
 }
 
 run "no_key_access" {
@@ -390,5 +394,42 @@ run "options_are_off_by_default" {
   assert {
     condition     = local.update_strategy == "Recreate" && !contains(local.publish_arguments, "--prebuilt")
     error_message = "Rolling updates or the prebuilt package are on by default."
+  }
+}
+
+run "callers" {
+  command = plan
+
+  variables {
+    callers = {
+      team-a = { key_digests = ["0000000000000000000000000000000000000000000000000000000000000000"], models = ["gpt-5.4-mini"], limits = { streams = 2 } }
+      team-b = { key_digests = ["1111111111111111111111111111111111111111111111111111111111111111"] }
+    }
+    caller_limits = { requests_per_minute = 60 }
+    limits_store  = true
+    token_prices  = { gpt = { input = 1, output = 2 } }
+  }
+
+  assert {
+    condition = jsondecode(local.app_settings.CALLERS) == {
+      team-a = { key_digests = ["0000000000000000000000000000000000000000000000000000000000000000"], models = ["gpt-5.4-mini"], limits = { streams = 2 } }
+      team-b = { key_digests = ["1111111111111111111111111111111111111111111111111111111111111111"] }
+    }
+    error_message = "The app does not get the callers."
+  }
+
+  assert {
+    condition     = jsondecode(local.app_settings.CALLER_LIMITS) == { requests_per_minute = 60 } && jsondecode(local.app_settings.TOKEN_PRICES) == { gpt = { input = 1, output = 2 } }
+    error_message = "The app does not get the default limits or the prices."
+  }
+
+  assert {
+    condition     = azurerm_role_assignment.limits[0].role_definition_name == "Storage Table Data Contributor" && endswith(local.app_settings.LIMITS_STORE, "/callerlimits")
+    error_message = "The app has no table to count in."
+  }
+
+  assert {
+    condition     = !contains(keys(local.app_settings), "ENTRA_SIGN_IN")
+    error_message = "Without sign-in the app would believe headers that anyone can send."
   }
 }

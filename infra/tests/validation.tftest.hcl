@@ -44,6 +44,10 @@ variables {
   alert_emails                = []
   alert_thresholds            = {}
   monthly_budget              = null
+  callers                     = {}
+  caller_limits               = {}
+  limits_store                = false
+  token_prices                = {}
 }
 
 run "project" {
@@ -828,4 +832,106 @@ run "private_endpoints_without_vnet_integration" {
   }
 
   expect_failures = [var.private_endpoints]
+}
+
+run "caller_with_a_name_that_could_be_a_key" {
+  command = plan
+
+  variables {
+    callers = { "kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk" = { key_digests = ["0000000000000000000000000000000000000000000000000000000000000000"] } }
+  }
+
+  expect_failures = [var.callers]
+}
+
+run "caller_with_a_key_in_place_of_its_digest" {
+  command = plan
+
+  variables {
+    callers = { team-a = { key_digests = ["relay_key"] } }
+  }
+
+  expect_failures = [var.callers]
+}
+
+run "caller_with_a_principal_that_is_none" {
+  command = plan
+
+  variables {
+    callers       = { team-a = { principals = ["me"] } }
+    entra_sign_in = { client_id = "00000000-0000-0000-0000-000000000001" }
+  }
+
+  expect_failures = [var.callers]
+}
+
+run "caller_without_a_key" {
+  command = plan
+
+  variables {
+    callers = { team-a = {} }
+  }
+
+  expect_failures = [var.callers]
+}
+
+run "caller_with_a_limit_of_nothing" {
+  command = plan
+
+  variables {
+    callers = { team-a = { key_digests = ["0000000000000000000000000000000000000000000000000000000000000000"], limits = { streams = 0 } } }
+  }
+
+  expect_failures = [var.callers]
+}
+
+run "caller_without_any_model" {
+  command = plan
+
+  variables {
+    callers = { team-a = { key_digests = ["0000000000000000000000000000000000000000000000000000000000000000"], models = [] } }
+  }
+
+  expect_failures = [var.callers]
+}
+
+run "caller_limits" {
+  command = plan
+
+  variables {
+    callers       = { team-a = { key_digests = ["0000000000000000000000000000000000000000000000000000000000000000"] } }
+    caller_limits = { requests_per_minute = 0.5 }
+  }
+
+  expect_failures = [var.caller_limits]
+}
+
+run "caller_limits_without_callers" {
+  command = plan
+
+  variables {
+    caller_limits = { streams = 1 }
+  }
+
+  expect_failures = [var.caller_limits]
+}
+
+run "limits_store_without_callers" {
+  command = plan
+
+  variables {
+    limits_store = true
+  }
+
+  expect_failures = [var.limits_store]
+}
+
+run "token_prices" {
+  command = plan
+
+  variables {
+    token_prices = { gpt = { input = -1 } }
+  }
+
+  expect_failures = [var.token_prices]
 }

@@ -3,12 +3,15 @@
 import asyncio
 import re
 import uuid
+from http import HTTPStatus
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from relay import telemetry
+from relay.callers.door import Door, Identity
+from relay.callers.limits import Limiter, Refused, Reservation
 from relay.problems import (
     BODY_TOO_LARGE,
     CLIENT_CLOSED_REQUEST,
@@ -18,6 +21,8 @@ from relay.problems import (
     UNSUPPORTED_MEDIA_TYPE,
     Problem,
 )
+from relay.telemetry import Record
+from relay.upstream.request import ModelName
 
 _BODY_TIMEOUT: Final = 30  # seconds; a stream's own clock starts when the body has been read
 
@@ -30,7 +35,7 @@ class CallerRequest:
 
     `request_id` is the caller's own `X-Request-Id` where that is a plain identifier of 8 to 128 characters, otherwise a
     new one. `invocation_id` is the id under which the Functions host logs the same request. `openai`: errors are
-    written as OpenAI's error object.
+    written as OpenAI's error object. `identity` is who sends it, where callers are named and `admit` was passed.
     """
 
     def __init__(self, request: Request, *, openai: bool = False) -> None:
@@ -39,6 +44,52 @@ class CallerRequest:
         given = request.headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         self.invocation_id = request.headers.get("x-ms-invocation-id", "")
+        self.identity: Identity | None = None
+        self._reservation: Reservation | None = None
+        self._limit_headers: dict[str, str] | None = None
+
+    def admit(self, door: Door) -> Problem | None:
+        """Let the door decide who sends this; the problem where it admits no one."""
+        admitted = door.admit(self.request.scope)
+        if isinstance(admitted, Problem):
+            return admitted
+        self.identity = admitted
+        return None
+
+    def allowed_model(self, asked: ModelName, models: tuple[str, ...]) -> ModelName | Problem:
+        """The model to ask for `asked`, out of the app's `models`; the problem where it is not for this caller."""
+        return asked if self.identity is None else self.identity.model(asked, models)
+
+    def allowed_models(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the app's models that this caller may use."""
+        return models if self.identity is None else self.identity.models(models)
+
+    async def reserve(self, limiter: Limiter, body_bytes: int, *, counts_tokens: bool) -> Problem | None:
+        """Reserve what a request with a body of this size will take of the caller's limits; the problem where it can't.
+
+        `settle` corrects it, or `internal_error` where it comes to no stream.
+        """
+        if self.identity is None or not self.identity.caller.limits:
+            return None
+        reserved = await limiter.reserve(self.identity, body_bytes, counts_tokens=counts_tokens)
+        self._limit_headers = reserved.headers
+        if isinstance(reserved, Refused):
+            return reserved.problem
+        self._reservation = reserved
+        return None
+
+    def settle(self, record: Record, *, answering: bool) -> None:
+        """Note the end of the stream that answers this request: who asked, in its record, and what was used.
+
+        `answering`: a model may have read the prompt, whether or not its usage is known.
+        """
+        if self.identity is None:
+            return
+        record.caller, record.caller_id = self.identity.caller.name, self.identity.id
+        record.caller_is_named = self.identity.named
+        if self._reservation is not None:
+            record.limits_store_away = self._reservation.store_away
+            self._reservation.settle(record.usage, estimated=record.usage_estimated, answering=answering)
 
     async def read_body(self, limit: int) -> bytes | Problem | None:
         """The body of a JSON request, at most `limit` bytes; None when the client disconnected before its end."""
@@ -78,13 +129,14 @@ class CallerRequest:
 
     def headers(self, media_type: str) -> dict[str, str]:
         """The headers of every response of this app."""
-        return {
+        headers = {
             "content-type": media_type,
             "cache-control": "no-store",
             "x-accel-buffering": "no",
             "x-content-type-options": "nosniff",
             "x-request-id": self.request_id,
         }
+        return headers if self._limit_headers is None else headers | self._limit_headers
 
     def response(self, content: bytes, media_type: str = "application/json", status: int = 200) -> Response:
         """A response that is not a stream."""
@@ -100,15 +152,23 @@ class CallerRequest:
             response.headers["retry-after"] = str(problem.retry_after)
         if problem.allow is not None:
             response.headers["allow"] = problem.allow
+        if problem.status == HTTPStatus.UNAUTHORIZED:
+            response.headers["www-authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
         return response
 
     def reject(self, problem: Problem) -> Response:
         """The same for a request that never became a stream, which would leave a record of its own: it is logged."""
-        telemetry.log_rejection(self.request_id, self.invocation_id, problem.code)
+        if problem.status == HTTPStatus.UNAUTHORIZED:
+            telemetry.log_not_admitted(self.invocation_id)
+        else:
+            caller = self.identity.caller.name if self.identity is not None else None
+            telemetry.log_rejection(self.request_id, self.invocation_id, problem.code, caller)
         return self.error_response(problem)
 
     def internal_error(self, error: Exception) -> Response:
         """The response to a fault of this app's; the log names the place."""
+        if self._reservation is not None:
+            self._reservation.settle(None)
         telemetry.log_internal_error(self.request_id, self.invocation_id, error)
         return self.error_response(INTERNAL_ERROR)
 

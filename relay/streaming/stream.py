@@ -75,6 +75,10 @@ class Caller(Protocol):
         """What the function returns when the client has disconnected."""
         ...
 
+    def settle(self, record: Record, *, answering: bool) -> None:
+        """Note the end of the stream; `answering`: a model may have read the prompt, whatever is known of the usage."""
+        ...
+
 
 class StreamedRequest(Protocol):
     """What a stream needs of the parsed request (`relay.wires.wire.WireRequest`)."""
@@ -102,6 +106,7 @@ class Stream:
         self._decoder = self._new_decoder()
         self._encoder = encoder
         self._record = Record(caller.request_id, caller.invocation_id, failover.model, self._request.operation)
+        self._record.stream = self._request.stream
         self._loop = asyncio.get_running_loop()
         # The outcome of the commit: a failure that keeps its HTTP status, a whole document, or None for a stream.
         self._committed: asyncio.Future[Failed | bytes | None] = self._loop.create_future()
@@ -113,6 +118,7 @@ class Stream:
         self._pending = b""  # encoded text that goes out in one write with what follows it
         self._body_ended = False  # the end of the body was sent
         self._output_begun = False
+        self._prompt_read = False  # or so it may be: a backend was asked and did not refuse
         self._last_output = 0.0  # when the last output was received, in the loop's time
         self._ping_task: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(
@@ -212,8 +218,7 @@ class Stream:
             if not self._committed.done():
                 self._committed.set_result(Failed(INTERNAL_ERROR, self._record.reason))
         finally:
-            self._clean_up()
-            report(self._record)
+            self._end()
 
     async def _relay_answer(self) -> Done | Failed:
         """One pass over the backends, until one answers. Writes all output, but not the terminal event."""
@@ -221,7 +226,9 @@ class Stream:
             if backend.settings.wire != self._wire:
                 self._use_wire(backend.settings.wire)
             self._record.backend = backend.settings.name
+            self._record.server = backend.server
             self._record.attempts = self._failover.attempts
+            before, self._prompt_read = self._prompt_read, True
             opened = await self._open(backend)
             if not isinstance(opened, Refusal):
                 self._answer = opened
@@ -235,6 +242,8 @@ class Stream:
                 self._abort_answer()
                 self._encoder.restart()
                 opened = Refusal(self._problem_before_output(terminal), terminal.reason, error=terminal.error)
+            elif opened.problem is not UPSTREAM_TIMEOUT:
+                self._prompt_read = before
             if self._failover.repeat_without(opened):
                 self._record.refusals.append(f"{backend.settings.name}: {opened.reason}; repeated without an addition")
                 continue
@@ -423,6 +432,8 @@ class Stream:
         if decoder.usage is None and decoder.deltas and self._request.counts_usage:
             record.usage = Usage(self._request.estimated_input_tokens(), decoder.deltas)  # a delta is about a token
             record.usage_estimated = True
+        if record.usage is not None and (price := self._settings.prices.get(record.model or "")) is not None:
+            record.cost = price.cost(record.usage)
         if isinstance(terminal, Done):
             record.outcome, record.status = "completed", 200
         elif isinstance(terminal, Failed):
@@ -441,7 +452,11 @@ class Stream:
         self._record.duration = self._watchdog.elapsed
         if not self._committed.done():
             self._committed.set_result(Failed(INTERNAL_ERROR, reason))
+        self._end()
+
+    def _end(self) -> None:
         self._clean_up()
+        self._caller.settle(self._record, answering=self._prompt_read)
         report(self._record)
 
     async def _return_connection(self) -> None:

@@ -46,7 +46,7 @@ class EntraToken:
 
     async def _fetch(self) -> None:
         if self._credential is None:
-            self._credential = _credential(self._identity)
+            self._credential = entra_credential(self._identity)
         try:
             async with asyncio.timeout(_TOKEN_TIMEOUT):
                 token = await self._credential.get_token(self._identity.scope)
@@ -68,7 +68,7 @@ class EntraToken:
             await self._credential.close()
 
 
-def _credential(identity: Identity) -> Any:
+def entra_credential(identity: Identity) -> Any:
     # azure-identity is slow to import and to construct: only apps that need a token pay for it.
     from azure.core.settings import settings
     from azure.identity.aio import (

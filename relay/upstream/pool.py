@@ -78,6 +78,7 @@ class Backend:
     ) -> None:
         self.settings = settings
         self.both_limits = settings.both_limits
+        self.server = settings.server
         self.load = 0
         self._clients = clients
         self._clock = clock

@@ -42,6 +42,7 @@ from relay.wires.decoding import (
 class _Details(Struct, gc=False):
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class _Usage(Struct, gc=False):
@@ -57,6 +58,7 @@ class _Usage(Struct, gc=False):
             max(0, self.completion_tokens),
             output.reasoning_tokens if output else None,
             prompt.cached_tokens if prompt else None,
+            prompt.cache_write_tokens if prompt else None,
         )
 
 

@@ -172,7 +172,7 @@ Query = Iterable[tuple[str, str]]
 
 def retrieve(response_id: str, query: Query) -> StoredResponse | Problem:
     """`GET /v1/responses/{id}`."""
-    return _stored("GET", "retrieve_response", response_id, "", query, _RETRIEVE)
+    return _stored("GET", "fetch_response", response_id, "", query, _RETRIEVE)
 
 
 def input_items(response_id: str, query: Query) -> StoredResponse | Problem:

@@ -35,6 +35,7 @@ from relay.wires.decoding import (
 
 class _InputDetails(Struct, gc=False):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class _OutputDetails(Struct, gc=False):
@@ -54,6 +55,7 @@ class _Usage(Struct, gc=False):
             max(0, self.output_tokens),
             output.reasoning_tokens if output else None,
             prompt.cached_tokens if prompt else None,
+            prompt.cache_write_tokens if prompt else None,
         )
 
 

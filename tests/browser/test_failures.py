@@ -197,6 +197,16 @@ async def test_responses_from_in_front_of_the_app_are_explained(
     await expect(chat.failure).to_contain_text(expected)
 
 
+async def test_a_refused_key_of_a_caller_is_no_expired_sign_in(chat: ChatPage) -> None:
+    """The app names the scheme as a sign-in does, but answers in JSON."""
+    body = '{"code": "invalid_api_key", "title": "The key is missing or wrong", "status": 401}'
+    headers = {"www-authenticate": "Bearer", "content-type": "application/problem+json"}
+    await chat.page.route("**/stream", lambda route: route.fulfill(status=401, headers=headers, body=body))
+    await chat.ask("Hello")
+    await expect(chat.page.locator("#key-dialog")).to_be_visible()
+    await expect(chat.page.locator("#key-reason")).to_contain_text("This app needs a function key")
+
+
 async def test_failure_survives_a_reload(chat: ChatPage, model_service: ModelService) -> None:
     model_service.faults[ANY_DEPLOYMENT] = "500"
     await chat.ask("Hello")

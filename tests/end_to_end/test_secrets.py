@@ -2,8 +2,10 @@
 and no mark is printed, exported, or sent in a response in which it does not belong."""
 
 import asyncio
+import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,8 @@ SETTING: Final = "mark-of-a-setting"
 TOKEN: Final = "eyJhbGciOiJub25lIn0.bWFyay1vZi10aGUtdG9rZW4.c2lnbmF0dXJl"
 
 TEXTS: Final = (PROMPT, INSTRUCTIONS, ANSWER)
-KEYS: Final = (FUNCTION_KEY, MODEL_KEY, WRONG_KEY, IDENTITY_HEADER, TOKEN, SETTING)
+CALLER_KEY: Final = "mark-of-the-key-of-a-caller-" + "k" * 32
+KEYS: Final = (FUNCTION_KEY, CALLER_KEY, MODEL_KEY, WRONG_KEY, IDENTITY_HEADER, TOKEN, SETTING)
 ALL_MARKS: Final = (*TEXTS, *KEYS, QUERY, HEADER)
 
 OPENAI: Final = "/v1/chat/completions"
@@ -79,9 +82,14 @@ class Received:
 
 
 class RecordingClient:
-    """Sends requests with the key in the header and in the query by turns, and keeps all responses."""
+    """Sends requests with the key in each of the places where it may be by turns, and keeps all responses.
 
-    def __init__(self, app: HostedApp) -> None:
+    `caller`: the key is a named caller's, which is not taken from the query.
+    """
+
+    def __init__(self, app: HostedApp, *, caller: bool = False) -> None:
+        self._places = ("x-functions-key", "api-key", "Authorization") if caller else ("x-functions-key", "code")
+        self._key = CALLER_KEY if caller else FUNCTION_KEY
         self._client = httpx.AsyncClient(base_url=app.url, timeout=30, verify=False)
         self.responses: list[Received] = []
 
@@ -92,15 +100,21 @@ class RecordingClient:
         await self._client.aclose()
 
     async def send(
-        self, description: str, url: str, *, method: str = "POST", key: str = FUNCTION_KEY, **options: Any
+        self,
+        description: str,
+        url: str,
+        *,
+        method: str = "POST",
+        key: str | None = None,
+        place: str = "",
+        **options: Any,
     ) -> None:
         """Send a request and read its response to the end."""
         headers = {"Cookie": f"session={HEADER}", "X-Unknown-Header": HEADER, **options.pop("headers", {})}
         params = {"q": QUERY}
-        if len(self.responses) % 2:
-            headers["x-functions-key"] = key
-        else:
-            params["code"] = key
+        place = place or self._places[len(self.responses) % len(self._places)]
+        key = self._key if key is None else key
+        (params if place == "code" else headers)[place] = f"Bearer {key}" if place == "Authorization" else key
         async with self._client.stream(method, url, params=params, headers=headers, **options) as response:
             chunks = []
             try:
@@ -159,12 +173,12 @@ def alias(fault: str, kind: str) -> str:
     return f"{fault}/{KINDS.index(kind)}"
 
 
-async def send_every_request(app: HostedApp, service: ModelService) -> list[Received]:
-    """One request of each kind: valid, invalid, rejected, failing, disconnecting."""
+async def send_every_request(app: HostedApp, service: ModelService, *, caller: bool = False) -> list[Received]:
+    """One request of each kind: valid, invalid, rejected, failing, disconnecting; by a named `caller`."""
     service.api_key = MODEL_KEY
     service.answer([ANSWER[:6], ANSWER[6:], " ", *[ANSWER, " "] * 10])
     service.faults.update({alias(fault, kind): fault for fault, kind in FAULTY} | {SLOW: "stall-headers"})
-    async with RecordingClient(app) as client:
+    async with RecordingClient(app, caller=caller) as client:
         for kind in KINDS:
             await client.send("valid", **request(kind))
             await client.disconnect(service, kind, 0)
@@ -183,6 +197,12 @@ async def send_every_request(app: HostedApp, service: ModelService) -> list[Rece
             await client.send(path, path, method="GET")
             await client.send(path, path, method="GET", key=WRONG_KEY)
         await client.send("wrong method", "/stream", method="PUT", content=PROMPT)
+        if caller:
+            for kind in KINDS:
+                await client.send("key in the address", place="code", **request(kind))
+                await client.send(
+                    "several keys", **{**request(kind), "headers": {"api-key": WRONG_KEY}}, place="x-functions-key"
+                )
         service.api_key = "another"
         for kind in KINDS:
             await client.send("refused key", **request(kind))
@@ -204,24 +224,35 @@ def check_responses(responses: list[Received], port: int) -> None:
     assert all(ANSWER in it.content for it in responses if it.request == "valid"), "the marks are missing"
 
 
+def without_server(text: str) -> str:
+    """Without the host and port of the account, which the conventions put into each record (`server.address`)."""
+    return re.sub(r'\\?"server\.(?:address|port)\\?": ?(?:\\?"[^"\\]*\\?"|\d+)', "", text)
+
+
 def output_since(app: HostedApp, start: str) -> str:
     """What host and worker have printed after `start`, which contains the host's table of routes and the key."""
     assert app.output.startswith(start)
-    return app.output[len(start) :]
+    return without_server(app.output[len(start) :])
 
 
 async def test_nothing_private_is_printed(
     functions_app: Callable[..., HostedApp], secret_settings: dict[str, str], model_service: ModelService
 ) -> None:
-    app = functions_app(env=secret_settings, key=FUNCTION_KEY, fresh=True)
+    """Of a named caller; the test of Application Insights has the function key."""
+    digest = hashlib.sha256(CALLER_KEY.encode()).hexdigest()
+    callers = {"team-a": {"key_digests": [digest], "limits": {"tokens_per_day": 10**9, "streams": 1000}}}
+    app = functions_app(env=secret_settings | {"CALLERS": json.dumps(callers)}, key=FUNCTION_KEY, fresh=True)
     start = app.output
     assert not marks_in(start, ALL_MARKS[:-2], model_service.port) - {FUNCTION_KEY}
-    responses = await send_every_request(app, model_service)
+    responses = await send_every_request(app, model_service, caller=True)
     check_responses(responses, model_service.port)
+    assert {it.status for it in responses if it.request in ("key in the address", "several keys")} == {401}
 
     streams = 4 * len(KINDS) + len(FAULTY)
     await eventually(lambda: len(app.stream_records()) >= streams)
-    assert not marks_in(output_since(app, start), ALL_MARKS, model_service.port)
+    output = output_since(app, start)
+    assert not marks_in(output, (*ALL_MARKS, digest), model_service.port)
+    assert '"relay.caller":"team-a"' in output
 
 
 async def test_nothing_private_is_sent_to_application_insights(

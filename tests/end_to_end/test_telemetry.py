@@ -252,19 +252,18 @@ async def test_spans_and_metrics_of_an_sdk(traced_app: HostedApp, model_service:
             for point in metric["data"]["data_points"]
         ]
 
-    duration = "gen_ai.client.operation.duration"
+    duration = "gen_ai.client.inference.duration"
     await eventually(lambda: sum(point["count"] for point in points(duration)) == len(STREAMS))
     outcomes: Counter[str] = Counter()
     for point in points(duration):
         outcomes[point["attributes"]["relay.outcome"]] += point["count"]
         assert "relay.request_id" not in point["attributes"], "a metric is kept for each combination of its attributes"
     assert outcomes == {"completed": 4, "failed": 3, "cancelled": 1}
-    first = points("gen_ai.client.operation.time_to_first_chunk")
+    first = points("gen_ai.client.inference.time_to_first_chunk")
     assert sum(point["count"] for point in first) >= 4
 
     def output_tokens() -> int:
-        usage = points("gen_ai.client.token.usage")
-        return sum(point["sum"] for point in usage if point["attributes"]["gen_ai.token.type"] == "output")
+        return sum(point["value"] for point in points("gen_ai.client.inference.usage.output_tokens"))
 
     await eventually(lambda: output_tokens() >= OUTPUT_TOKENS)
     assert output_tokens() == OUTPUT_TOKENS
@@ -351,8 +350,7 @@ async def test_what_application_insights_receives(
             metric["value"]
             for item in ingestion.of("MetricData")
             for metric in item["data"]["baseData"]["metrics"]
-            if metric["name"] == "gen_ai.client.token.usage"
-            and item["data"]["baseData"]["properties"]["gen_ai.token.type"] == "output"
+            if metric["name"] == "gen_ai.client.inference.usage.output_tokens"
         )
 
     await eventually(lambda: len(spans()) >= len(STREAMS), within=30)

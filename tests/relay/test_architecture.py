@@ -19,7 +19,8 @@ LAYERS: Final = (
     {"relay.streaming"},
     {"relay.upstream"},
     {"relay.telemetry"},
-    {"relay.settings", "relay.problems", "relay.usage", "relay.version"},
+    {"relay.settings", "relay.problems", "relay.version"},
+    {"relay.usage"},
 )
 INDEPENDENT: Final = {"relay", "relay.page"}  # they import nothing of `relay`
 

@@ -8,12 +8,12 @@ import pytest
 from relay import openapi
 from relay.problems import CATALOGUE, METHOD_NOT_ALLOWED, NOT_FOUND, PROBLEM_JSON
 
-KEYED: Final[list[dict[str, list[str]]]] = [{"function_key": []}]
+KEYED: Final = [{"function_key": []}, {"bearer": []}, {"api_key": []}]
 REQUEST_ID: Final = {"X-Request-Id": {"schema": {"type": "string"}}}
 STREAMS: Final = ("text/event-stream", "application/x-ndjson", "application/jsonl", "text/plain")
 # What an operation that exists can fail with.
 PROBLEMS: Final = [problem for problem in CATALOGUE if problem not in (NOT_FOUND, METHOD_NOT_ALLOWED)]
-ERRORS: Final = {str(int(problem.status)) for problem in PROBLEMS}
+ERRORS: Final = {str(int(problem.status)) for problem in PROBLEMS} - {"401"}
 
 # Of each operation: its id, the schema of its body, what it answers with, and the type and schema of its errors.
 OPERATIONS: Final[dict[tuple[str, str], tuple[str, str | None, dict[str, str], tuple[str, str] | None]]] = {
@@ -53,6 +53,15 @@ def content(schemas: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def test_the_keys(document: dict[str, Any]) -> None:
+    of_callers = {"description": "the key of a caller, where the app names its callers"}
+    assert document["components"]["securitySchemes"] == {
+        "function_key": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
+        "bearer": {"type": "http", "scheme": "bearer", **of_callers},
+        "api_key": {"type": "apiKey", "in": "header", "name": "api-key", **of_callers},
+    }
+
+
 def test_the_operations_are_these_and_those_of_openai(document: dict[str, Any]) -> None:
     found = {(method, path) for path, methods in document["paths"].items() for method in methods}
     others = found - set(OPERATIONS)
@@ -80,7 +89,12 @@ def test_an_operation(document: dict[str, Any], method: str, path: str) -> None:
         assert responses == {}
         return
     unauthorized = responses.pop("401")
-    assert unauthorized == {"description": "The function key is missing or wrong; answered by the Functions host"}
+    assert unauthorized == {
+        "description": "invalid_api_key: The key is missing or wrong; without a body and these headers where the "
+        "Functions host checks the key",
+        "headers": {**REQUEST_ID, "WWW-Authenticate": {"schema": {"type": "string"}}},
+        "content": content(dict([error])),
+    }
     assert set(responses) == (ERRORS if body else {"503"})
     schemas = dict([error])
     if path == "/ready":

@@ -14,6 +14,8 @@ TABLE = {
     "invalid_request": 400,
     "content_filter": 400,
     "context_length_exceeded": 400,
+    "invalid_api_key": 401,
+    "model_not_allowed": 403,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,

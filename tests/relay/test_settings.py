@@ -15,11 +15,13 @@ from relay.settings import (
     AZURE_TOKEN_SCOPE,
     BackendSettings,
     Identity,
+    Price,
     SettingError,
     Settings,
     SettingsError,
     auth_level,
 )
+from relay.usage import Usage
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURE = {"AZURE_OPENAI_ENDPOINT": "https://account.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "gpt-5.4-mini"}
@@ -567,6 +569,40 @@ class TestSecrets:
     def test_no_error_repeats_a_value(self, name: str) -> None:
         found = errors(AZURE | {name: f"{SECRET}\n"} | {"PING_INTERVAL_SECONDS": f"x{SECRET}"})
         assert SECRET not in str(found)
+
+
+class TestPrices:
+    def test_a_price_for_each_model(self) -> None:
+        prices = '{"a": {"input": 2, "cached_input": 0.5, "output": 8}, "b": {"input": 0.02}}'
+        settings = Settings.read(AZURE | {"TOKEN_PRICES": prices})
+        usage = Usage(1000, 100, cached_tokens=400)
+        assert settings.prices["a"].cost(usage) == pytest.approx((600 * 2 + 400 * 0.5 + 100 * 8) / 1e6)
+        assert settings.prices["b"].cost(usage) == pytest.approx(1000 * 0.02 / 1e6)
+        assert settings.prices["b"].cost(Usage(0, 0)) == 0
+
+    def test_no_more_is_cached_than_was_sent(self) -> None:
+        assert Price(input=1.0, cached_input=0.0).cost(Usage(10, 0, cached_tokens=1000)) == 0
+
+    def test_none_is_the_default(self) -> None:
+        assert Settings.read(AZURE).prices == {}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{",
+            "[]",
+            '{"a": 1}',
+            '{"a": {}}',
+            '{"a": {"input": "1"}}',
+            '{"a": {"input": -1}}',
+            '{"a": {"input": 1, "output": 1e9}}',
+            '{"a": {"input": 1, "cached_input": -0.1}}',
+            '{"a": {"input": 1, "per": "token"}}',
+        ],
+    )
+    def test_other_tables_are_errors(self, text: str) -> None:
+        found = errors(AZURE | {"TOKEN_PRICES": text})
+        assert found["TOKEN_PRICES"].startswith('must be a JSON object such as {"gpt-5.4-mini": {"input": 0,')
 
 
 class TestDocumentation:

@@ -35,6 +35,7 @@ def completed() -> Record:
         refusals=["westus/gpt: the model service answered 429"],
         time_to_commit=0.1234567,
         time_to_first_token=0.1,
+        stream=True,
         duration=2.5,
         usage=Usage(7, 3, reasoning_tokens=2, cached_tokens=1),
         bytes_sent=99,
@@ -94,12 +95,12 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> tuple[InMemorySpanExporter, InM
     return spans, reader
 
 
-def points(reader: InMemoryMetricReader) -> dict[tuple[str, Any], Any]:
-    """The sum of each metric, by its name and type of token."""
+def points(reader: InMemoryMetricReader) -> dict[str, Any]:
+    """The sum of each metric, by its name."""
     data = reader.get_metrics_data()
     assert data is not None
     return {
-        (metric.name, (point.attributes or {}).get("gen_ai.token.type")): point.sum
+        metric.name: point.value if hasattr(point, "value") else point.sum
         for resource in data.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
@@ -120,10 +121,14 @@ def test_with_an_sdk_a_record_is_a_span_and_metrics(
     attributes = {name: list(value) if isinstance(value, tuple) else value for name, value in span.attributes.items()}
     assert attributes == completed().attributes()
     assert points(reader) == {
-        ("gen_ai.client.operation.duration", None): 2.5,
-        ("gen_ai.client.operation.time_to_first_chunk", None): 0.1,
-        ("gen_ai.client.token.usage", "input"): 7,
-        ("gen_ai.client.token.usage", "output"): 3,
+        "gen_ai.client.inference.duration": 2.5,
+        "gen_ai.client.inference.time_to_first_chunk": 0.1,
+        "gen_ai.client.inference.operation.input_tokens": 7,
+        "gen_ai.client.inference.operation.output_tokens": 3,
+        "gen_ai.client.inference.usage.input_tokens": 7,
+        "gen_ai.client.inference.usage.output_tokens": 3,
+        "gen_ai.client.inference.usage.reasoning.output_tokens": 2,
+        "gen_ai.client.inference.usage.cache_read.input_tokens": 1,
     }
     assert capsys.readouterr().out == ""
 
@@ -134,7 +139,11 @@ def test_a_failure_is_the_status_of_the_span(exported: tuple[InMemorySpanExporte
     (span,) = spans.get_finished_spans()
     assert span.status.status_code is trace.StatusCode.ERROR
     assert span.status.description == "rate_limited"
-    assert points(reader) == {("gen_ai.client.operation.duration", None): 0.5}
+    assert points(reader) == {
+        "gen_ai.client.inference.duration": 0.5,
+        "gen_ai.client.inference.usage.input_tokens": 0,
+        "gen_ai.client.inference.usage.output_tokens": 0,
+    }
 
 
 def test_a_cancelled_stream_is_no_error(exported: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> None:

@@ -41,10 +41,17 @@ FAILED = Record(
     time_to_first_token=0.1234567,
     largest_gap=1.5,
     duration=2.5,
-    usage=Usage(7, 3, reasoning_tokens=2, cached_tokens=1),
+    usage=Usage(7, 3, reasoning_tokens=2, cached_tokens=1, cache_write_tokens=5),
     usage_estimated=True,
     bytes_sent=99,
     pings=4,
+    caller="team-a",
+    caller_id="key:01234567",
+    caller_is_named=True,
+    limits_store_away=True,
+    stream=True,
+    server=("account.openai.azure.com", 443),
+    cost=0.0000123456,
 )
 METRIC_ATTRIBUTES = {
     "gen_ai.operation.name": "chat",
@@ -54,6 +61,9 @@ METRIC_ATTRIBUTES = {
     "error.type": "rate_limited",
     "relay.outcome": "failed",
     "relay.backend": "eastus/gpt",
+    "server.address": "account.openai.azure.com",
+    "server.port": 443,
+    "relay.caller": "team-a",
 }
 
 
@@ -72,6 +82,11 @@ def test_every_attribute() -> None:
         "gen_ai.usage.output_tokens": 3,
         "gen_ai.usage.reasoning.output_tokens": 2,
         "gen_ai.usage.cache_read.input_tokens": 1,
+        "gen_ai.usage.cache_write.input_tokens": 5,
+        "gen_ai.request.stream": True,
+        "relay.cost": 0.000012346,
+        "relay.caller_id": "key:01234567",
+        "relay.limits_store_away": True,
         "relay.usage_estimated": True,
         "relay.code": "rate_limited",
         "relay.reason": "the model service answered 429",
@@ -115,6 +130,19 @@ class Exported:
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: tracing)
         monkeypatch.setattr(metrics_internal, "get_meter_provider", lambda: metering)
 
+    def bounds(self) -> dict[str, list[float]]:
+        """The bounds of each histogram's buckets."""
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        return {
+            metric.name: list(point.explicit_bounds)
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in metric.data.data_points
+            if hasattr(point, "explicit_bounds")
+        }
+
     def metrics(self) -> dict[str, tuple[str, str | None, str | None, list[tuple[float, dict[str, Any]]]]]:
         """Of each metric its scope, unit, description, and points."""
         data = self._reader.get_metrics_data()
@@ -124,7 +152,10 @@ class Exported:
                 scope.scope.name,
                 metric.unit,
                 metric.description,
-                [(point.sum, dict(point.attributes or {})) for point in metric.data.data_points],  # type: ignore[union-attr]
+                [
+                    (point.sum if hasattr(point, "sum") else point.value, dict(point.attributes or {}))
+                    for point in metric.data.data_points
+                ],
             )
             for resource in data.resource_metrics
             for scope in resource.scope_metrics
@@ -132,25 +163,86 @@ class Exported:
         }
 
 
-def test_every_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_metric_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     exported = Exported(monkeypatch)
     telemetry.report(FAILED)
-    tokens = "gen_ai.token.type"
+    counted = METRIC_ATTRIBUTES | {"gen_ai.token.modality": "unknown", "relay.usage_estimated": True}
+
+    def used(count: int) -> tuple[str, str, str, list[Any]]:
+        return ("relay", "{token}", "Tokens used", [(count, counted)])
+
+    def tokens(count: int) -> tuple[str, str, str, list[Any]]:
+        return ("relay", "{token}", "Tokens of a request", [(count, METRIC_ATTRIBUTES)])
+
+    prefix = "gen_ai.client.inference"
     assert exported.metrics() == {
-        "gen_ai.client.operation.duration": ("relay", "s", "Duration of a stream", [(2.5, METRIC_ATTRIBUTES)]),
-        "gen_ai.client.operation.time_to_first_chunk": (
+        f"{prefix}.duration": ("relay", "s", "Duration of a request", [(2.5, METRIC_ATTRIBUTES)]),
+        f"{prefix}.time_to_first_chunk": (
             "relay",
             "s",
             "Time to the first output of a stream",
             [(0.1234567, METRIC_ATTRIBUTES)],
         ),
-        "gen_ai.client.token.usage": (
-            "relay",
-            "{token}",
-            "Tokens of a stream",
-            [(7, METRIC_ATTRIBUTES | {tokens: "input"}), (3, METRIC_ATTRIBUTES | {tokens: "output"})],
-        ),
+        f"{prefix}.operation.input_tokens": tokens(7),
+        f"{prefix}.operation.output_tokens": tokens(3),
+        f"{prefix}.usage.input_tokens": used(7),
+        f"{prefix}.usage.output_tokens": used(3),
+        f"{prefix}.usage.reasoning.output_tokens": used(2),
+        f"{prefix}.usage.cache_read.input_tokens": used(1),
+        f"{prefix}.usage.cache_write.input_tokens": used(5),
     }
+
+
+def test_the_metrics_of_a_document_of_which_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time to its first output, as it is no stream; and no tokens, which are counted all the same."""
+    exported = Exported(monkeypatch)
+    record = Record("request-1", "", "gpt", time_to_first_token=1.0, caller="an-object-id")
+    telemetry.report(record)
+    metrics = exported.metrics()
+    prefix = "gen_ai.client.inference"
+    assert set(metrics) == {f"{prefix}.duration", f"{prefix}.usage.input_tokens", f"{prefix}.usage.output_tokens"}
+    ((count, attributes),) = metrics[f"{prefix}.usage.input_tokens"][3]
+    assert count == 0
+    assert attributes["gen_ai.token.modality"] == "unknown"
+    assert "relay.caller" not in attributes, "a caller without a name in the settings is one of too many"
+    assert "relay.usage_estimated" not in attributes
+    assert "gen_ai.response.time_to_first_chunk" not in record.attributes()
+
+
+def test_the_metrics_of_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = Exported(monkeypatch)
+    telemetry.report(Record("request-1", "", "gpt", "embeddings", usage=Usage(9, 0), duration=2.0))
+    telemetry.report(Record("request-1", "", "gpt", "embeddings", duration=3.0))
+    metrics = exported.metrics()
+    assert {name: [value for value, _ in points] for name, (_, _, _, points) in metrics.items()} == {
+        "gen_ai.client.embeddings.duration": [5.0],
+        "gen_ai.client.embeddings.operation.input_tokens": [9],
+    }
+
+
+@pytest.mark.parametrize("operation", ["fetch_response", "delete_response", "list_input_items"])
+def test_the_metrics_of_what_generates_nothing(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = Exported(monkeypatch)
+    telemetry.report(Record("request-1", "", None, operation, stream=True, time_to_first_token=1.0))
+    assert set(exported.metrics()) == {"gen_ai.client.operation.duration"}
+
+
+def test_compaction_is_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = Exported(monkeypatch)
+    telemetry.report(Record("request-1", "", "gpt", "compact_response", usage=Usage(9, 1)))
+    assert "gen_ai.client.inference.usage.input_tokens" in exported.metrics()
+
+
+def test_the_buckets_are_those_of_the_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = Exported(monkeypatch)
+    telemetry.report(FAILED)
+    bounds = exported.bounds()
+    durations = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+    assert bounds["gen_ai.client.inference.duration"] == durations
+    assert bounds["gen_ai.client.inference.time_to_first_chunk"] == durations
+    tokens = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864]
+    assert bounds["gen_ai.client.inference.operation.input_tokens"] == tokens
+    assert bounds["gen_ai.client.inference.operation.output_tokens"] == tokens
 
 
 def test_the_span(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +264,7 @@ def test_a_span_that_the_sampler_drops_is_a_line(
     telemetry.report(FAILED)
     assert exported.spans.get_finished_spans() == ()
     assert json.loads(capsys.readouterr().out) == {"event": "stream", **FAILED.attributes()}
-    assert len(exported.metrics()) == 3, "the metrics are not sampled"
+    assert len(exported.metrics()) == 9, "the metrics are not sampled"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from relay.usage import Usage
 from relay.wires.chat_decoders import DocumentDecoder, TextDecoder
 from relay.wires.responses_decoders import DocumentDecoder as ResponseDecoder
 from relay.wires.responses_text import ResponseTextDecoder
-from tests.schedules.world import Break, Headers, ScriptedBackend, UpstreamStep, World
+from tests.schedules.world import BODY_BYTES, Break, Headers, ScriptedBackend, UpstreamStep, World
 
 _TEXT_DECODERS = (TextDecoder, ResponseTextDecoder)  # those of `POST /stream`
 _STATUS = {problem.code: int(problem.status) for problem in CATALOGUE}
@@ -204,6 +204,7 @@ def check_end(world: World) -> None:
     records = world.records
     assert len(records) == 1, f"{len(records)} records"
     _check_nothing_left(world)
+    _check_limits(world, records[0])
     if world.shut_down or world.cancelled:
         assert world.responded_at is not None, "the function still waits"
         if records[0].outcome != "completed":
@@ -233,6 +234,22 @@ def _check_nothing_left(world: World) -> None:
     for scripted in world.backends:
         assert scripted.answer is None or scripted.answer.state != "open", "an answer is left open"
     assert not world.caller.violations, world.caller.violations
+
+
+def _check_limits(world: World, record: Record) -> None:
+    """Whatever the end, the stream is given back to its caller's limits, and the tokens that it used are counted."""
+    account = world.caller.account
+    assert account.day is not None
+    ((settled, prompt_read),) = world.caller.settled
+    assert settled is record, "the limits were told of another end"
+    assert account.streams == 0, "the stream is not given back"
+    may_be_read = any(it.asked > it.refusals for it in world.backends)
+    assert prompt_read == may_be_read, "a prompt that may have been read is not counted, or one that was refused is"
+    if record.usage is not None:
+        used: float = record.usage.input_tokens + record.usage.output_tokens
+    else:
+        used = BODY_BYTES / 4 if may_be_read else 0.0
+    assert account.day.used(world.loop.time()) == pytest.approx(used)
 
 
 def _check_told(world: World, result: Received, record: Record, answering: ScriptedBackend | None) -> None:

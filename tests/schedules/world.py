@@ -10,7 +10,9 @@ from typing import Any, Final, Literal, cast
 
 from starlette.responses import Response
 
+from relay.callers.limits import Account, Bucket, Cost, Limiter, Reservation
 from relay.callers.request import CallerRequest
+from relay.callers.settings import Limits
 from relay.problems import UPSTREAM_ERROR, Problem
 from relay.settings import BackendSettings, Settings, Wire
 from relay.streaming.stream import Stream
@@ -151,6 +153,7 @@ class ScriptedBackend:
         self.name = f"backend-{index}"
         self.remaining = list(script)
         self.asked = 0  # times
+        self.refusals = 0  # that were received
         self.asked_at = 0.0  # in the loop's time
         self.request: UpstreamRequest | None = None
         self.request_id = ""
@@ -182,6 +185,7 @@ class ScriptedBackend:
         finally:
             self._begun = None
         if isinstance(begun, Refusal):
+            self.refusals += 1
             return begun
         self.answer = ScriptedAnswer(begun.media_type)
         return self.answer
@@ -233,6 +237,10 @@ class ScriptedBackend:
         self.answer.deliver(step)
 
 
+RESERVED = 100.0  # tokens of the caller's limits, before the stream began
+BODY_BYTES = 40  # of the caller's request, about 10 tokens
+
+
 class ScriptedCaller:
     """The caller with its connection, as uvicorn has it: a `send` waits while the caller does not read, and does
     nothing once the caller is gone."""
@@ -249,6 +257,14 @@ class ScriptedCaller:
         self.sent_messages = 0
         self.received_headers: dict[str, str] = {}
         self.ended = False  # the body's end was sent
+        self.settled: list[tuple[Record, bool]] = []  # what the caller's limits were told of the end
+        self.limiter = Limiter(clock=loop.time)
+        self.account = Account(Limits(streams=1))
+        self.account.day = Bucket(1e6, 1e18)  # nothing runs out
+        self.account.token_buckets = (self.account.day,)
+        cost = Cost(RESERVED)
+        self.account.begin(cost, loop.time())
+        self._reservation = Reservation(self.limiter, "team-a", self.account, cost, BODY_BYTES)
         self.violations: list[str] = []  # of ASGI's rules; an exception would be the stream's to handle
         self._loop = loop
         self._gone: asyncio.Future[None] = loop.create_future()
@@ -271,6 +287,10 @@ class ScriptedCaller:
 
     def client_closed_request(self) -> Response:
         return CallerRequest.client_closed_request(cast(CallerRequest, self))
+
+    def settle(self, record: Record, *, answering: bool) -> None:
+        self.settled.append((record, answering))
+        self._reservation.settle(record.usage, estimated=record.usage_estimated, answering=answering)
 
     # What the web server calls
 

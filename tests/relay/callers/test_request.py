@@ -1,6 +1,7 @@
 """One HTTP request of a caller: the request id, the limits of its body, and the responses that are not a stream."""
 
 import asyncio
+import hashlib
 import json
 import uuid
 from collections.abc import Iterable
@@ -10,9 +11,23 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from relay import telemetry
 from relay.callers import request as request_module
+from relay.callers.door import Door
+from relay.callers.limits import Limiter
 from relay.callers.request import CallerRequest
-from relay.problems import CATALOGUE, METHOD_NOT_ALLOWED, RATE_LIMITED, UNSUPPORTED_MEDIA_TYPE, FieldError, Problem
+from relay.problems import (
+    CATALOGUE,
+    INVALID_API_KEY,
+    METHOD_NOT_ALLOWED,
+    MODEL_NOT_ALLOWED,
+    RATE_LIMITED,
+    UNSUPPORTED_MEDIA_TYPE,
+    FieldError,
+    Problem,
+)
+from relay.telemetry import Record
+from relay.usage import Usage
 from tests.relay.virtual_time import virtual_time
 
 BODY = b'{"input": "hi"}'
@@ -295,3 +310,131 @@ def logged(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     (line,) = capsys.readouterr().out.splitlines()
     members: dict[str, Any] = json.loads(line)
     return members
+
+
+KEY = "relay_" + "k" * 43
+CALLER_DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+
+
+def opened(**members: Any) -> Door:
+    door = Door.from_environment({"CALLERS": json.dumps({"team-a": {"key_digests": [CALLER_DIGEST], **members}})})
+    assert door is not None
+    return door
+
+
+def admitted(**members: Any) -> CallerRequest:
+    """A request of a caller with these members in the settings, that was admitted."""
+    caller = CallerRequest(request(headers=[("api-key", KEY), ("x-request-id", "request-0001")]))
+    assert caller.admit(opened(**members)) is None
+    return caller
+
+
+class TestNamedCallers:
+    def test_one_that_is_admitted(self) -> None:
+        caller = admitted(models=["b"])
+        assert caller.identity is not None
+        assert caller.identity.caller.name == "team-a"
+        assert caller.allowed_models(("a", "b")) == ("b",)
+        assert caller.allowed_model(None, ("a", "b")) == "b"
+        assert caller.allowed_model("a", ("a", "b")) is MODEL_NOT_ALLOWED
+
+    def test_one_that_is_not(self) -> None:
+        caller = identified()
+        problem = caller.admit(opened())
+        assert problem is not None
+        assert problem.code == INVALID_API_KEY.code
+        assert caller.identity is None
+
+    def test_without_a_door_every_model_is_allowed(self) -> None:
+        assert identified().allowed_models(("a", "b")) == ("a", "b")
+        assert identified().allowed_model(None, ("a", "b")) is None
+
+    @pytest.mark.parametrize("openai", [False, True])
+    def test_a_refused_key_names_the_scheme(self, openai: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        logged_ids: list[str] = []
+        monkeypatch.setattr(telemetry, "log_not_admitted", logged_ids.append)
+        response = identified(openai=openai).reject(INVALID_API_KEY)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert logged_ids == ["an-invocation"]
+        assert "www-authenticate" not in identified(openai=openai).error_response(RATE_LIMITED).headers
+
+    def test_the_line_about_a_rejection_names_the_caller(self, capsys: pytest.CaptureFixture[str]) -> None:
+        admitted().reject(MODEL_NOT_ALLOWED)
+        assert logged(capsys)["relay.caller"] == "team-a"
+
+    async def test_a_reservation_is_settled_by_the_record(self) -> None:
+        limiter, caller = Limiter(), admitted(limits={"tokens_per_day": 1000, "streams": 1})
+        assert await caller.reserve(limiter, 400, counts_tokens=True) is None
+        assert caller.headers("text/plain")["x-ratelimit-remaining-tokens"] == "644"
+        assert caller.response(b"{}").headers["x-ratelimit-limit-tokens"] == "1000"
+        record = Record("request-0001", "", "gpt", usage=Usage(10, 20))
+        caller.settle(record, answering=True)
+        assert (record.caller, record.caller_is_named) == ("team-a", True)
+        assert record.caller_id == f"key:{CALLER_DIGEST[:8]}"
+        assert record.limits_store_away is False
+        account = limiter._accounts["team-a"]
+        assert account.streams == 0
+        assert account.day is not None
+        assert account.day.used(0.0) == pytest.approx(30, abs=1)
+
+    async def test_an_estimated_usage_is_settled_as_one(self) -> None:
+        limiter, caller = Limiter(), admitted(limits={"tokens_per_day": 1000})
+        await caller.reserve(limiter, 400, counts_tokens=True)
+        caller.settle(Record("request-0001", "", "gpt", usage=Usage(10, 20), usage_estimated=True), answering=True)
+        assert limiter._accounts["team-a"].mean_output == 256, "an estimate teaches nothing"
+
+    async def test_a_request_beyond_a_limit(self) -> None:
+        limiter = Limiter()
+        caller = admitted(limits={"streams": 1, "requests_per_minute": 5})
+        assert await caller.reserve(limiter, 0, counts_tokens=False) is None
+        refused = admitted(limits={"streams": 1, "requests_per_minute": 5})
+        problem = await refused.reserve(limiter, 0, counts_tokens=False)
+        assert problem is not None
+        response = refused.reject(problem)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+        assert response.headers["x-ratelimit-remaining-requests"] == "4"
+        caller.settle(Record("request-0001", "", "gpt"), answering=False)
+        assert await refused.reserve(limiter, 0, counts_tokens=False) is None
+
+    async def test_a_fault_before_the_stream_gives_the_reservation_back(self) -> None:
+        limiter, caller = Limiter(), admitted(limits={"streams": 1, "tokens_per_minute": 1000})
+        await caller.reserve(limiter, 400, counts_tokens=True)
+        try:
+            raise ValueError
+        except ValueError as error:
+            caller.internal_error(error)
+        account = limiter._accounts["team-a"]
+        assert (account.streams, account.token_buckets[0].used(0.0)) == (0, 0)
+
+    async def test_without_limits_or_a_name_nothing_is_reserved(self) -> None:
+        limiter = Limiter()
+        for caller in (admitted(), identified()):
+            assert await caller.reserve(limiter, 400, counts_tokens=True) is None
+            assert not [name for name in caller.headers("text/plain") if name.startswith("x-ratelimit")]
+        assert limiter._accounts == {}
+        record = Record("request-0001", "", "gpt")
+        identified().settle(record, answering=True)
+        assert (record.caller, record.caller_id) == (None, None)
+        admitted().settle(record, answering=True)
+        assert record.caller == "team-a"
+
+    async def test_a_store_that_is_away_is_in_the_record(self) -> None:
+        class Away:
+            counted: list[str] = []  # noqa: RUF012
+
+            async def begin(self, *_: Any) -> float | None:
+                return None
+
+            def count_locally(self, name: str, _: Any) -> None:
+                self.counted.append(name)
+
+            def end(self, *_: Any) -> None:
+                return
+
+        limiter, caller = Limiter(Away()), admitted(limits={"streams": 1})
+        await caller.reserve(limiter, 400, counts_tokens=True)
+        record = Record("request-0001", "", "gpt")
+        caller.settle(record, answering=False)
+        assert record.limits_store_away is True
+        assert Away.counted == ["team-a"]

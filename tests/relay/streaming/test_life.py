@@ -15,7 +15,7 @@ import pytest
 
 import relay.streaming.stream as stream_module
 from relay.problems import CLIENT_CLOSED_REQUEST, INVALID_REQUEST, RATE_LIMITED, UPSTREAM_ERROR
-from relay.settings import Wire
+from relay.settings import Price, Wire
 from relay.streaming.events import Decoder, Encoder
 from relay.telemetry import Record
 from relay.upstream.failures import Refusal
@@ -159,7 +159,22 @@ class TestCompleteAnswer:
             duration=5.25,
             usage=Usage(3, 2),
             bytes_sent=len(world.caller.body),
+            stream=True,
+            server=("backend-0", 80),
         )
+
+    @virtual_time
+    async def test_the_cost_of_an_answer_by_the_models_price(self, begin: Begin) -> None:
+        prices = {"model": Price(input=2.0, output=10.0), "another": Price(input=1.0)}
+        world = begin((Headers(), text("one "), DONE), prices=prices)
+        await step(world, "backend-0", "backend-0", "server", "backend-0")
+        assert (await finish(world)).cost == pytest.approx((3 * 2 + 2 * 10) / 1e6)
+
+    @virtual_time
+    async def test_an_answer_without_a_price_has_no_cost(self, begin: Begin) -> None:
+        world = begin((Headers(), text("one "), DONE), prices={"another": Price(input=1.0)})
+        await step(world, "backend-0", "backend-0", "server", "backend-0")
+        assert (await finish(world)).cost is None
 
     @virtual_time
     async def test_what_the_caller_receives(self, begin: Begin) -> None:

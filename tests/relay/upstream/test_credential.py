@@ -64,7 +64,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace) -> FakeCredent
         fake.identities.append(identity)
         return fake
 
-    monkeypatch.setattr(credential_module, "_credential", create)
+    monkeypatch.setattr(credential_module, "entra_credential", create)
     return fake
 
 
@@ -313,19 +313,19 @@ class TestKindsOfCredential:
 
     @pytest.mark.parametrize("client_id", [None, "the-client-id"])
     def test_managed(self, client_id: str | None) -> None:
-        credential = credential_module._credential(Identity("managed", "s", client_id))
+        credential = credential_module.entra_credential(Identity("managed", "s", client_id))
         options = {"client_id": client_id, "use_env_settings": False}
         assert credential == ("ManagedIdentityCredential", (), options)
 
     def test_developer(self) -> None:
-        credential = credential_module._credential(Identity("developer", "s"))
+        credential = credential_module.entra_credential(Identity("developer", "s"))
         sign_ins = (("AzureCliCredential", (), {}), ("AzureDeveloperCliCredential", (), {}))
         assert credential == ("ChainedTokenCredential", sign_ins, {})
 
     def test_no_span_is_recorded_of_a_token_request(self) -> None:
         azure_settings.tracing_enabled = True
         try:
-            credential_module._credential(Identity("managed", "s"))
+            credential_module.entra_credential(Identity("managed", "s"))
             assert azure_settings.tracing_enabled() is False
         finally:
             azure_settings.tracing_enabled.unset_value()

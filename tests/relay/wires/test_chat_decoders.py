@@ -199,7 +199,7 @@ class TestEnd:
             "prompt_tokens": 12,
             "completion_tokens": 34,
             "completion_tokens_details": {"reasoning_tokens": 5, "audio_tokens": 0},
-            "prompt_tokens_details": {"cached_tokens": 6},
+            "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2},
         }
         (done,) = decoded(
             event(id="c-1", model="m-1", choices=[{"delta": {}, "finish_reason": "length"}])
@@ -207,14 +207,15 @@ class TestEnd:
             + DONE
         )
         assert isinstance(done, Done)
-        assert done == Done("length", "m-1", Usage(12, 34, 5, 6), "c-1")
+        assert done == Done("length", "m-1", Usage(12, 34, 5, 6, 2), "c-1")
         assert (done.finish_reason, done.model, done.id) == ("length", "m-1", "c-1")
-        assert done.usage == Usage(12, 34, 5, 6)
+        assert done.usage == Usage(12, 34, 5, 6, 2)
         assert done.usage.members() == {
             "input_tokens": 12,
             "output_tokens": 34,
             "reasoning_tokens": 5,
             "cached_tokens": 6,
+            "cache_write_tokens": 2,
         }
 
     @pytest.mark.parametrize("new_decoder", STREAM_DECODERS)

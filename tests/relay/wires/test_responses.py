@@ -142,7 +142,7 @@ class TestUpstreamRequest:
 
 
 PARSERS: dict[Callable[[str, Query], StoredResponse | Problem], tuple[str, str, str]] = {
-    responses.retrieve: ("GET", f"/responses/{ID}", "retrieve_response"),
+    responses.retrieve: ("GET", f"/responses/{ID}", "fetch_response"),
     responses.delete: ("DELETE", f"/responses/{ID}", "delete_response"),
     responses.cancel: ("POST", f"/responses/{ID}/cancel", "cancel_response"),
     responses.input_items: ("GET", f"/responses/{ID}/input_items", "list_input_items"),

@@ -25,12 +25,12 @@ from tests.relay.event_streams import LINE_ENDS, split_at
 
 COUNTS = {
     "input_tokens": 12,
-    "input_tokens_details": {"cached_tokens": 6},
+    "input_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2},
     "output_tokens": 34,
     "output_tokens_details": {"reasoning_tokens": 5},
     "total_tokens": 46,
 }
-USAGE = Usage(12, 34, 5, 6)
+USAGE = Usage(12, 34, 5, 6, 2)
 
 
 def data(kind: str, number: int, **members: Any) -> bytes:
