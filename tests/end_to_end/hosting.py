@@ -23,9 +23,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.end_to_end.fork_server import ForkedProcess, ForkServer
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_APP = Path(__file__).with_name("sample_app")
 
+_OWN_HOST = "local.functions_host"
 HOST_COMMAND = shlex.split(os.environ.get("FUNCTIONS_HOST_COMMAND", ""))
 
 
@@ -60,6 +63,7 @@ class HostedApp:
         settings: Mapping[str, Any] | None = None,
         options: tuple[str, ...] = (),
         command: Sequence[str] = (),
+        fork_server: ForkServer | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.key = key
@@ -68,13 +72,17 @@ class HostedApp:
         self._log = folder / "output.txt"
         settings_file = folder / "local.settings.json"
         settings_file.write_text(json.dumps(settings or {}))
-        command = [*(command or HOST_COMMAND or (sys.executable, "-m", "local.functions_host"))]
-        command += ["--port=0", f"--script-root={script_root}", f"--settings={settings_file}", *options]
+        arguments = ["--port=0", f"--script-root={script_root}", f"--settings={settings_file}", *options]
         if key is not None:
-            command += ["--enable-auth", f"--function-key={key}"]
+            arguments += ["--enable-auth", f"--function-key={key}"]
+        forked = None
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
+            if fork_server is not None and not command and not HOST_COMMAND:
+                forked = fork_server.start(
+                    _OWN_HOST, arguments, environment=bare_environment(env), folder=ROOT, output=log.fileno()
+                )
+            self.process: subprocess.Popen[bytes] | ForkedProcess = forked or subprocess.Popen(
+                [*(command or HOST_COMMAND or (sys.executable, "-m", _OWN_HOST)), *arguments],
                 cwd=ROOT,
                 env=bare_environment(env),
                 stdin=subprocess.DEVNULL,
