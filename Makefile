@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Without bytecode each of the tests' processes compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 # Delete a partly created target, so that the next run creates it again.
 .DELETE_ON_ERROR:
 
