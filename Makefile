@@ -29,7 +29,7 @@ start: $(VENV)/.for-start local.settings.json ## run the app locally; PORT=8080,
 		$(call switch,FUNC,no,--no-func) $(call switch,OPEN,no,--no-open) $(call switch,VERBOSE,1,--verbose)
 
 test: $(VENV)/.for-tests ## run unit and end-to-end tests; ARGS="-k health" to select some
-	@$(PYTHON) -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTHON) -m pytest -p tests.processes --processes 5 $(ARGS)
 
 lint: $(VENV)/.for-tests ## run ruff and mypy
 	@failed=0; \

@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import json
 import os
 import re
@@ -37,6 +38,7 @@ def parse_hcl(text: str) -> dict[str, Any]:
     return _unquote_names(hcl2.loads(text))
 
 
+@functools.cache
 def read_hcl(path: Path) -> dict[str, Any]:
     return parse_hcl(path.read_text(encoding="utf-8"))
 
