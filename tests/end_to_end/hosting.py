@@ -70,6 +70,8 @@ class HostedApp:
         self.expected_to_end = False  # a test sets it that ends the process itself
         self._interrupted = False
         self._log = folder / "output.txt"
+        self._records: dict[str, dict[str, Any]] = {}
+        self._records_read = 0  # bytes of the output
         settings_file = folder / "local.settings.json"
         settings_file.write_text(json.dumps(settings or {}))
         arguments = ["--port=0", f"--script-root={script_root}", f"--settings={settings_file}", *options]
@@ -159,10 +161,17 @@ class HostedApp:
 
     def stream_records(self) -> dict[str, dict[str, Any]]:
         """The records of the streams that the app has printed, by request id."""
-        complete = self.output.rpartition("\n")[0].splitlines()
-        start = '[worker] {"event":"stream"'
-        records = [json.loads(line.removeprefix("[worker] ")) for line in complete if line.startswith(start)]
-        return {record["relay.request_id"]: record for record in records}
+        with self._log.open("rb") as log:
+            log.seek(self._records_read)  # what was read before is not read again, by a thousand tests
+            complete = log.read().rpartition(b"\n")[0]
+        if complete:
+            self._records_read += len(complete) + 1
+        start = b'[worker] {"event":"stream"'
+        for line in complete.split(b"\n"):
+            if line.startswith(start):
+                record = json.loads(line.removeprefix(b"[worker] "))
+                self._records[record["relay.request_id"]] = record
+        return dict(self._records)
 
     def interrupt(self) -> None:
         """Tell it to stop, as Ctrl-C does; returns at once. Fails the test if it has ended before."""
