@@ -6,6 +6,8 @@ VENV := .venv
 CONFORMANCE := .conformance
 PYTHON := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Without bytecode each of the tests' processes compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 # Delete a partly created target, so that the next run creates it again.
 .DELETE_ON_ERROR:
 
@@ -31,7 +33,7 @@ key: $(VENV)/.for-start ## make a key for a caller, shown once; NAME=team-a is t
 	@$(PYTHON) -m local.key $(or $(call option,NAME,--),$(error NAME is missing: make key NAME=team-a))
 
 test: $(VENV)/.for-tests ## run unit and end-to-end tests; ARGS="-k health" to select some
-	@$(PYTHON) -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTHON) -m pytest -p tests.processes --processes 5 $(ARGS)
 
 conformance: $(CONFORMANCE)/.ready ## run other projects' suites and clients; ARGS="codex" or "--record"
 	@$(PYTHON) -m tests.conformance $(ARGS)

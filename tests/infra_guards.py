@@ -473,6 +473,7 @@ GUARDS = [
         "the subnet has a network security group",
     ),
     Guard("azurerm_role_assignment.openai", "for_each", "${azurerm_cognitive_account.openai}", "every account"),
+    Guard("azurerm_role_assignment.limits", "count", "${var.limits_store ? 1 : 0}", "limits_store"),
     Guard("azurerm_management_lock.main", "count", "${var.lock ? 1 : 0}", "lock"),
     Guard(BUDGET, "count", "${var.monthly_budget == null ? 0 : 1}", "monthly_budget"),
     Guard(BUDGET, "amount", "${var.monthly_budget}", "monthly_budget"),

@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import json
 import os
 import re
@@ -35,6 +36,7 @@ SCHEMA = json.loads(Path(__file__).with_name("azurerm-schema-5.2.0.json").read_t
 META_ARGUMENTS = {"count", "for_each", "depends_on", "provider", "lifecycle", "provisioner", "connection"}
 
 
+@functools.cache
 def read_hcl(path: Path) -> dict[str, Any]:
     return parse_hcl(path.read_text(encoding="utf-8"))
 

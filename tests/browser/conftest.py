@@ -36,7 +36,7 @@ async def browser() -> AsyncIterator["Browser"]:
 
     executable = chromium.executable_path()
     if executable is None:
-        chromium.skip_or_fail("Chromium is not installed: apt-get install chromium")
+        chromium.skip_or_fail("Chromium is not installed: apt-get install chromium-headless-shell")
     expect.set_options(timeout=20_000)  # allows for a busy machine
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=executable, args=list(chromium.FLAGS))

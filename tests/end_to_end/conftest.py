@@ -28,7 +28,8 @@ import httpx
 import pytest
 
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService
-from tests.end_to_end.hosting import ROOT, SAMPLE_APP, HostedApp
+from tests.end_to_end.fork_server import ForkServer
+from tests.end_to_end.hosting import ROOT, SAMPLE_APP, HostedApp, bare_environment
 
 
 class Hosts:
@@ -36,6 +37,7 @@ class Hosts:
 
     def __init__(self, new_folder: Callable[[], Path]) -> None:
         self._new_folder = new_folder
+        self._fork_server: ForkServer | None = None
         self._running: list[tuple[str, HostedApp, bool]] = []
 
     def __call__(
@@ -52,9 +54,26 @@ class Hosts:
         for other, app, _ in self._running:
             if other == name and not fresh:
                 return app
-        app = HostedApp(self._new_folder(), script_root=script_root, env=env, key=key, settings=settings)
+        if self._fork_server is None:
+            self._fork_server = ForkServer(bare_environment())
+        app = HostedApp(
+            self._new_folder(),
+            script_root=script_root,
+            env=env,
+            key=key,
+            settings=settings,
+            fork_server=self._fork_server,
+        )
         self._running.append(("" if fresh else name, app, lasting))
         return app
+
+    def close(self) -> None:
+        """Stop all hosts."""
+        try:
+            self.stop(lasting=True)
+        finally:
+            if self._fork_server is not None:
+                self._fork_server.close()
 
     def count(self) -> int:
         """The number of hosts that run."""
@@ -76,7 +95,7 @@ def functions_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Hosts an app with settings of the test's choice; see this module's docstring."""
     hosts = Hosts(lambda: tmp_path_factory.mktemp("host"))
     yield hosts
-    hosts.stop(lasting=True)
+    hosts.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,9 +23,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.end_to_end.fork_server import ForkedProcess, ForkServer
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_APP = Path(__file__).with_name("sample_app")
 
+_OWN_HOST = "local.functions_host"
 HOST_COMMAND = shlex.split(os.environ.get("FUNCTIONS_HOST_COMMAND", ""))
 
 
@@ -60,21 +63,28 @@ class HostedApp:
         settings: Mapping[str, Any] | None = None,
         options: tuple[str, ...] = (),
         command: Sequence[str] = (),
+        fork_server: ForkServer | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.key = key
         self.expected_to_end = False  # a test sets it that ends the process itself
         self._interrupted = False
         self._log = folder / "output.txt"
+        self._records: dict[str, dict[str, Any]] = {}
+        self._records_read = 0  # bytes of the output
         settings_file = folder / "local.settings.json"
         settings_file.write_text(json.dumps(settings or {}))
-        command = [*(command or HOST_COMMAND or (sys.executable, "-m", "local.functions_host"))]
-        command += ["--port=0", f"--script-root={script_root}", f"--settings={settings_file}", *options]
+        arguments = ["--port=0", f"--script-root={script_root}", f"--settings={settings_file}", *options]
         if key is not None:
-            command += ["--enable-auth", f"--function-key={key}"]
+            arguments += ["--enable-auth", f"--function-key={key}"]
+        forked = None
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
+            if fork_server is not None and not command and not HOST_COMMAND:
+                forked = fork_server.start(
+                    _OWN_HOST, arguments, environment=bare_environment(env), folder=ROOT, output=log.fileno()
+                )
+            self.process: subprocess.Popen[bytes] | ForkedProcess = forked or subprocess.Popen(
+                [*(command or HOST_COMMAND or (sys.executable, "-m", _OWN_HOST)), *arguments],
                 cwd=ROOT,
                 env=bare_environment(env),
                 stdin=subprocess.DEVNULL,
@@ -151,10 +161,17 @@ class HostedApp:
 
     def stream_records(self) -> dict[str, dict[str, Any]]:
         """The records of the streams that the app has printed, by request id."""
-        complete = self.output.rpartition("\n")[0].splitlines()
-        start = '[worker] {"event":"stream"'
-        records = [json.loads(line.removeprefix("[worker] ")) for line in complete if line.startswith(start)]
-        return {record["relay.request_id"]: record for record in records}
+        with self._log.open("rb") as log:
+            log.seek(self._records_read)  # what was read before is not read again, by a thousand tests
+            complete = log.read().rpartition(b"\n")[0]
+        if complete:
+            self._records_read += len(complete) + 1
+        start = b'[worker] {"event":"stream"'
+        for line in complete.split(b"\n"):
+            if line.startswith(start):
+                record = json.loads(line.removeprefix(b"[worker] "))
+                self._records[record["relay.request_id"]] = record
+        return dict(self._records)
 
     def interrupt(self) -> None:
         """Tell it to stop, as Ctrl-C does; returns at once. Fails the test if it has ended before."""

@@ -204,28 +204,25 @@ def alias(fault: str, media_type: str) -> str:
     return f"{fault}/{FORMATS.index(media_type)}"
 
 
-@pytest.fixture(scope="module")
-def faulty_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, str]) -> HostedApp:
-    """The app with a deployment for each fault and format."""
-    deployments = [alias(fault, media_type) for fault in OUTCOMES for media_type in FORMATS]
-    return functions_app(
-        env=app_settings
-        | {
-            "AZURE_OPENAI_DEPLOYMENTS": ",".join(deployments),
-            "UPSTREAM_SILENCE_TIMEOUT_SECONDS": str(SILENCE_TIMEOUT),
-            "COMMIT_WAIT_SECONDS": "10",
-            "MAX_OUTPUT_TOKENS": "1000000",
-        }
-    )
-
-
 @pytest.fixture
-async def faulty_client(faulty_app: HostedApp, model_service: ModelService) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app, with the faults planned."""
+async def faulty_client(
+    functions_app: Callable[..., HostedApp], app_settings: dict[str, str], model_service: ModelService, fault: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app with a deployment for each fault and format, with the faults planned.
+
+    Only where the model service is to be silent does the app soon find it so: it may take long to write a long answer.
+    """
     model_service.answer(TOKENS)
     model_service.tokens_per_write = 3
     model_service.faults.update({alias(fault, media_type): fault for fault in OUTCOMES for media_type in FORMATS})
-    async with faulty_app.client() as client:
+    env = app_settings | {
+        "AZURE_OPENAI_DEPLOYMENTS": ",".join(model_service.faults),
+        "COMMIT_WAIT_SECONDS": "10",
+        "MAX_OUTPUT_TOKENS": "1000000",
+    }
+    if "stall" in fault:
+        env["UPSTREAM_SILENCE_TIMEOUT_SECONDS"] = str(SILENCE_TIMEOUT)
+    async with functions_app(env=env).client() as client:
         yield client
 
 

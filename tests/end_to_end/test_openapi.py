@@ -134,7 +134,7 @@ async def test_request_without_a_body(send: Send, model_service: ModelService, o
 async def test_request_for_a_stored_response(send: Send, model_service: ModelService, operation: Operation) -> None:
     """No account has a response with an id like these; the model service refuses ids that begin otherwise."""
 
-    @fuzz
+    @settings(fuzz, max_examples=(EXAMPLES + 3) // 4)
     @given(requests_for(operation, GenerationMode.POSITIVE))
     def check(case: Case) -> None:
         assert send(case).status_code in (400, 404)

@@ -537,8 +537,11 @@ async def test_the_deadline(limited_app: HostedApp, model_service: ModelService)
     await eventually(lambda: model_service.open_requests == 0)
 
 
-async def test_the_addition_is_taken_back(app: HostedApp, raw_client: httpx.AsyncClient, upstream: RawUpstream) -> None:
-    """A deployment whose own limit is lower than the app's cap answers all the same."""
+async def test_the_addition_is_taken_back(
+    functions_app: Callable[..., HostedApp], app_settings: dict[str, str], upstream: RawUpstream
+) -> None:
+    """A deployment whose own limit is lower than the app's cap answers all the same, and the app remembers it."""
+    app = functions_app(env=app_settings, fresh=True)
     message = "max_output_tokens is too large: 16384. This model supports at most 12288 output tokens."
     error = json.dumps({"error": {"message": message, "param": "max_output_tokens", "code": "invalid_value"}}).encode()
     refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
@@ -554,9 +557,10 @@ async def test_the_addition_is_taken_back(app: HostedApp, raw_client: httpx.Asyn
 
     upstream.__class__.__call__, original = staticmethod(respond), upstream.__class__.__call__  # type: ignore[method-assign,assignment]
     try:
-        answer = await raw_client.post(URL, json=body_of(stream=True))
-        assert answer.content == WHOLE
-        refused_to_caller = await raw_client.post(URL, json=body_of(stream=True, max_output_tokens=13000))
+        async with app.client() as client:
+            answer = await client.post(URL, json=body_of(stream=True))
+            assert answer.content == WHOLE
+            refused_to_caller = await client.post(URL, json=body_of(stream=True, max_output_tokens=13000))
         assert refused_to_caller.status_code == 400, "the caller's own limit is the caller's to correct"
     finally:
         upstream.__class__.__call__ = original  # type: ignore[method-assign]
