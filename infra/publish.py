@@ -256,7 +256,7 @@ def _set_update_strategy(target: Target, wanted: str) -> None:
     command = ["functionapp", "update-strategy", "config"]
     default = UPDATE_STRATEGIES[0]
     try:
-        # An app that has Azure's default and is to have it must not fail to be published because this can't be read.
+        # An app that keeps Azure's default is published all the same where this can't be read.
         answer = _run_az(
             replace(target, attempts=1) if wanted == default else target,
             [*command, "show", *target.az_arguments, "--query", "type"],
