@@ -8,6 +8,8 @@ PYTHON := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Without bytecode each of the tests' processes compiles all that it imports.
 export PYTHONDONTWRITEBYTECODE :=
+# OpenTofu: make deploy TERRAFORM=tofu
+TERRAFORM := terraform
 # Delete a partly created target, so that the next run creates it again.
 .DELETE_ON_ERROR:
 
@@ -59,16 +61,16 @@ sbom: $(VENV)/.for-start ## write relay.cdx.json: deployed packages and their li
 	@echo "Wrote relay.cdx.json."
 
 deploy: ## create the Azure resources and publish the app; ARGS="-var-file env/prod.tfvars"
-	@terraform -chdir=infra init -input=false
-	@terraform -chdir=infra apply $(ARGS)
+	@$(TERRAFORM) -chdir=infra init -input=false
+	@$(TERRAFORM) -chdir=infra apply $(ARGS)
 
 destroy: ## delete the Azure resources
-	@terraform -chdir=infra destroy $(ARGS)
+	@$(TERRAFORM) -chdir=infra destroy $(ARGS)
 
 infra-test: ## validate and test the Terraform configuration against a mocked Azure
-	@terraform -chdir=infra init -backend=false -input=false
-	@terraform -chdir=infra validate
-	@terraform -chdir=infra test
+	@$(TERRAFORM) -chdir=infra init -backend=false -input=false
+	@$(TERRAFORM) -chdir=infra validate
+	@$(TERRAFORM) -chdir=infra test
 
 bench: $(VENV)/.for-bench ## benchmark the relay against the usual implementation; ARGS="--quick" or "flood requests"
 	@$(PYTHON) -m tests.bench $(ARGS)

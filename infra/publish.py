@@ -31,7 +31,6 @@ KEYLESS_CONNECTION_STRINGS = ("AzureWebJobsStorage", "DEPLOYMENT_STORAGE_CONNECT
 # How an update of the app treats requests in progress: Recreate ends them, RollingUpdate (in preview) lets them finish.
 # https://learn.microsoft.com/azure/azure-functions/flex-consumption-site-updates
 UPDATE_STRATEGIES = ("Recreate", "RollingUpdate")
-_SITES_API_VERSION = "2025-05-01"
 
 # Where the Functions worker looks for the packages of a package that was built before publishing.
 _SITE_PACKAGES = ".python_packages/lib/site-packages"
@@ -254,15 +253,14 @@ def _set_update_strategy(target: Target, wanted: str) -> None:
 
     The provider writes the app with an API version that does not have this property, which resets it to Recreate.
     """
-    url = (
-        f"/subscriptions/{target.subscription}/resourceGroups/{target.resource_group}"
-        f"/providers/Microsoft.Web/sites/{target.app}?api-version={_SITES_API_VERSION}"
-    )
-    read = ["rest", "--method", "get", "--url", url, "--query", "properties.functionAppConfig.siteUpdateStrategy.type"]
+    command = ["functionapp", "update-strategy", "config"]
     default = UPDATE_STRATEGIES[0]
     try:
-        # An app that has Azure's default and is to have it must not fail to be published because this can't be read.
-        answer = _run_az(replace(target, attempts=1) if wanted == default else target, read)
+        # An app that keeps Azure's default is published all the same where this can't be read.
+        answer = _run_az(
+            replace(target, attempts=1) if wanted == default else target,
+            [*command, "show", *target.az_arguments, "--query", "type"],
+        )
     except AzError as error:
         if wanted != default:
             raise
@@ -270,8 +268,7 @@ def _set_update_strategy(target: Target, wanted: str) -> None:
         answer = ""
     current = _parse_json(answer)
     if (current if current in UPDATE_STRATEGIES else default) != wanted:
-        body = {"properties": {"functionAppConfig": {"siteUpdateStrategy": {"type": wanted}}}}
-        _run_az(target, ["rest", "--method", "patch", "--url", url, "--body", json.dumps(body)], output="none")
+        _run_az(target, [*command, "set", *target.az_arguments, "--type", wanted], output="none")
         _print(f"{target.app}: the update strategy is now {wanted}")
 
 
@@ -352,6 +349,8 @@ def _run_az(target: Target, arguments: list[str], *, output: str = "json") -> st
         error = process.stderr.strip() or f"exit code {process.returncode}"
         if "az login" in error:
             raise PublishError(f"az is not signed in to the subscription {target.subscription}:\n{error}")
+        if "not recognized by the system" in error:
+            raise AzError(f"{command} is not a command of this version of az; update it:\n{error}")
         if _DEPLOYED in error:
             # With check_health the script itself finds out whether the app runs.
             _print(f"{target.app} is deployed; az could not check it: {error}")

@@ -260,6 +260,11 @@ def test_variable_has_description_default_and_validation(name: str) -> None:
         assert name in validation["error_message"], "the message must name the variable"
 
 
+def test_all_variables_are_in_the_documentation() -> None:
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("deploy.md", "landing-zone.md"))
+    assert {name for name in VARIABLES if f"`{name}" not in text} == set()
+
+
 def test_all_outputs_have_a_description() -> None:
     outputs = read_hcl(INFRA / "outputs.tf")["output"]
     assert all(len(body["description"]) > 10 for output in outputs for body in output.values())

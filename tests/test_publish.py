@@ -230,6 +230,8 @@ def target(url: str, **overrides: float) -> publish.Target:
 APP_ARGUMENTS = ["--subscription", "sub", "--resource-group", "group", "--name", "app"]
 LIST = "functionapp config appsettings list"
 DELETE = "functionapp config appsettings delete"
+SHOW = "functionapp update-strategy config show"
+SET = "functionapp update-strategy config set"
 UPLOAD = "functionapp deployment source config-zip"
 
 
@@ -304,35 +306,34 @@ def test_settings_are_restored_without_publishing(az: FakeAz, serve: Callable[[R
 def test_update_strategy_is_set_before_anything_else_and_only_if_it_differs(
     current: str | None, wanted: str, changed: bool, project: Path, az: FakeAz
 ) -> None:
-    az.answer({"get": current, "list": ["AzureWebJobsStorage"]})
+    az.answer({"show": current, "list": ["AzureWebJobsStorage"]})
     strategy = {"update_strategy": wanted}
     publish.deploy(project, target("http://127.0.0.1:9", check_health=False, **strategy))  # type: ignore[arg-type]
-    assert az.commands == ["rest", *(["rest"] if changed else []), LIST, DELETE, UPLOAD]
-    read = az.calls[0]["arguments"]
-    url = "/subscriptions/sub/resourceGroups/group/providers/Microsoft.Web/sites/app?api-version=2025-05-01"
-    assert read[1:7] == ["--method", "get", "--url", url, "--query", publish_query()]
+    assert az.commands == [SHOW, *([SET] if changed else []), LIST, DELETE, UPLOAD]
+    assert az.calls[0]["arguments"][4:12] == [*APP_ARGUMENTS, "--query", "type"]
     if changed:
-        write = az.calls[1]["arguments"]
-        assert write[1:6] == ["--method", "patch", "--url", url, "--body"]
-        assert json.loads(write[6]) == {"properties": {"functionAppConfig": {"siteUpdateStrategy": {"type": wanted}}}}
+        assert az.calls[1]["arguments"][4:12] == [*APP_ARGUMENTS, "--type", wanted]
 
 
 def test_publishing_does_not_depend_on_reading_the_default_strategy(
     project: Path, az: FakeAz, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    az.fail({"rest": 1}, "ERROR: not supported in this region")
+    az.fail({"show": 1}, "ERROR: not supported in this region")
     az.answer({"list": []})
     options = {"update_strategy": "Recreate", "check_health": False, "pause": 60}
     publish.deploy(project, target("http://127.0.0.1:9", **options))  # type: ignore[arg-type]
-    assert az.commands == ["rest", LIST, UPLOAD]
+    assert az.commands == [SHOW, LIST, UPLOAD]
     assert "not supported in this region" in capsys.readouterr().out
-    az.fail({"rest": 9}, "ERROR: not supported in this region")
-    with pytest.raises(publish.PublishError, match="az rest failed 4 times"):
+    az.fail({"show": 9}, "ERROR: not supported in this region")
+    with pytest.raises(publish.PublishError, match="config show failed 4 times"):
         publish.restore_settings(target("http://127.0.0.1:9", update_strategy="RollingUpdate"))  # type: ignore[arg-type]
 
 
-def publish_query() -> str:
-    return "properties.functionAppConfig.siteUpdateStrategy.type"
+def test_command_that_an_old_az_lacks_is_not_retried(az: FakeAz) -> None:
+    az.fail({"show": 9}, "ERROR: 'update-strategy' is misspelled or not recognized by the system.")
+    with pytest.raises(publish.PublishError, match="update it"):
+        publish.restore_settings(target("http://127.0.0.1:9", update_strategy="RollingUpdate", pause=60))  # type: ignore[arg-type]
+    assert az.commands == [SHOW]
 
 
 def test_az_is_retried_while_a_role_becomes_effective(
@@ -545,7 +546,7 @@ def test_deploy_with_the_arguments_of_terraform(project: Path, az: FakeAz, serve
     url = serve(health_responder(200))
     process = run_script("publish.py", "deploy", *command_line(url=url), "--source", str(project))
     assert (process.returncode, process.stderr) == (0, "")
-    assert az.commands == ["rest", LIST, UPLOAD]
+    assert az.commands == [SHOW, LIST, UPLOAD]
     without_check = run_script("publish.py", "deploy", *command_line("--no-health"), "--source", str(project))
     assert (without_check.returncode, without_check.stderr) == (0, "")
 
@@ -554,11 +555,11 @@ def test_settings_with_the_arguments_of_terraform(project: Path, az: FakeAz) -> 
     az.answer({"list": ["AzureWebJobsStorage"]})
     process = run_script("publish.py", "settings", *command_line("--no-health"), "--source", str(project))
     assert (process.returncode, process.stderr) == (0, "")
-    assert az.commands == ["rest", LIST, DELETE]
+    assert az.commands == [SHOW, LIST, DELETE]
 
 
 def test_failure_gives_an_exit_code_and_a_message(project: Path, az: FakeAz) -> None:
-    az.fail({"rest": 1}, "ERROR: Please run 'az login' to setup account.")
+    az.fail({"show": 1}, "ERROR: Please run 'az login' to setup account.")
     process = run_script("publish.py", "deploy", *command_line(), "--source", str(project))
     assert process.returncode == 1
     assert "not signed in" in process.stderr

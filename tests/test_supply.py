@@ -136,6 +136,6 @@ def test_dependabot_updates_all_dependency_files() -> None:
         if path.name in ecosystems and "node_modules" not in path.parts
     }
     updated_with_the_app = {("pip", "local")}
-    assert updated == existing - updated_with_the_app | {("github-actions", "")}
+    assert updated == existing - updated_with_the_app | {("github-actions", ""), ("devcontainers", "")}
     for update in updates:
         assert update["schedule"] == {"interval": "weekly"}
