@@ -341,7 +341,7 @@ async def test_members_are_sent_upstream_unchanged(
     body = "{" + " ,\n".join(f"{json.dumps(name)}: {value}" for name, value in members.items()) + "}"
     upstream.set_events(chunk({"content": "x"}), DONE)
     if stream != "true":
-        upstream.content_type, upstream.writes = "application/json", [b'{"choices":[]}']
+        upstream.content_type, upstream.writes = "application/json", [b'{"choices":[{}]}']
     answer = await scripted_client.post(URL, content=body.encode(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 200, answer.text
     sent = msgspec.json.decode(upstream.bodies[0], type=dict[str, msgspec.Raw])
