@@ -148,7 +148,7 @@ def randomly(scenario: Scenario, seed: int, monkeypatch: pytest.MonkeyPatch) -> 
         weights = [1 if option == "clock" else 4 for option in options]
         return Turn(dice.choices(options, weights)[0], dice.choice((None, None, None, 0, 1, 2, 3)))
 
-    attempt(scenario, Schedule(choose), monkeypatch, f"SEED={seed} ")
+    attempt(scenario, Schedule(choose), monkeypatch, f"SCHEDULE_SEED={seed} ")
 
 
 def attempt(scenario: Scenario, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, how: str = "") -> None:

@@ -286,10 +286,10 @@ SCENARIOS: Final = {
     "no answer, then good, chat": scenario((Headers(), FILTER, NOTHING, End()), GOOD, request=CHAT),
     "a bad request in the answer": scenario((Headers(), REFUSED), GOOD),
     "a document": scenario(
-        (Headers("application/json"), Send(WHOLE_DOCUMENT.content, usage=True), End(completes=True, text="one two"))
+        (Headers("application/json"), Send(WHOLE_DOCUMENT.content), End(completes=True, text="one two", usage=True))
     ),
     "a document, chat": scenario(
-        (Headers("application/json"), Send(WHOLE_DOCUMENT.content, usage=True), End(completes=True, text="one two")),
+        (Headers("application/json"), Send(WHOLE_DOCUMENT.content), End(completes=True, text="one two", usage=True)),
         request=CHAT,
         caller=("disconnect",),
     ),

@@ -56,10 +56,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The body ends; `completes`: which completes the answer; `text`: what that shows of it."""
+    """The body ends; `completes`: which completes the answer; `text` and `usage`: what that shows of it."""
 
     completes: bool = False
     text: str = ""
+    usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +229,8 @@ class ScriptedBackend:
                 self.output_times.append(now)
             if step.completes:
                 self.complete, self.over_at = True, now
-        if isinstance(step, Send):
             self.usage_delivered = self.usage_delivered or step.usage
+        if isinstance(step, Send):
             self.complete = self.complete or step.finishes
             self.failed = self.failed or step.fails
         else:

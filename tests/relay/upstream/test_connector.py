@@ -261,7 +261,7 @@ class TestUnsolicitedResponses:
             answer = await send(sender, server.url)
             assert await answer.read() == b"first"
             await answer.end()
-            await asyncio.sleep(0.1)
+            await server.ended.wait()  # it has arrived, and ended the connection
             answer = await send(sender, server.url)
             assert await answer.read() == b"second"
             assert server.connections == 2

@@ -130,7 +130,7 @@ async def test_a_body_that_is_longer_than_announced_is_as_long_as_announced() ->
     script = (RECEIVE, response(b"", length=9), 0.05, EVENT, 0.05, b"and more", HOLD)
     async with RawServer(script) as server, asker(server.url) as ask:
         assert await read(await ask()) == (EVENT, True)
-        await asyncio.sleep(0.1)
+        await server.ended.wait()  # what followed has arrived, and ended the connection
         again = asyncio.create_task(ask())
         while server.connections < 2:  # what followed is no part of the next answer
             await asyncio.sleep(0.005)
