@@ -83,4 +83,10 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
-_NAMES: Final = {"model": "(.+)", "deployment": "(.+)"}
+# What stands in a path for a name, where that is not one segment of any text. OpenAI's API has operations where others
+# have the id of a response; those that this app has not are paths that do not exist.
+_NAMES: Final = {
+    "model": "(.+)",
+    "deployment": "(.+)",
+    "response_id": "((?!(?:compact|input_tokens)$)[^/]+)",
+}

@@ -44,7 +44,7 @@ class Runner:
         """The command; pytest writes its results to `report`."""
         if self.prints_results:
             return [node(), *self.files]
-        options = ["-q", "--tb=short", "--override-ini=addopts=", "--timeout=60", "--override-ini=junit_family=xunit1"]
+        options = ["-q", "--tb=short", "--override-ini=addopts=", "--timeout=120", "--override-ini=junit_family=xunit1"]
         options += [f"--junit-xml={report}", "-p", "no:cacheprovider", "--benchmark-disable"]
         if self.folder.is_relative_to(FOLDER):
             options += ["-c", str(FOLDER / "pytest.ini"), f"--confcutdir={FOLDER}", f"--rootdir={FOLDER}"]

@@ -48,7 +48,7 @@ def session(tmp_path: Path) -> Session:
             env={"PATH": os.environ["PATH"], "HOME": str(home), "CODEX_HOME": str(home), "KEY": "a-key"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=50,
+            timeout=110,
             check=False,
         )
         assert done.returncode == code, done.stdout.decode() + done.stderr.decode()

@@ -27,7 +27,7 @@ def llm(folder: Path, *arguments: str, code: int = 0) -> str:
         env={"LLM_USER_PATH": str(folder), "PATH": "/usr/bin:/bin", "OPENAI_API_KEY": "unused"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=40,
+        timeout=110,
         check=False,
     )
     assert done.returncode == code, done.stderr.decode()

@@ -22,9 +22,9 @@ ROUTES = Routes(
     Route("POST", "/chat/completions", handler("chat"), by_deployment=True),
     Route("GET", "/models", handler("models")),
     Route("GET", "/models/{model}", handler("model")),
-    Route("GET", "/responses/{id}", handler("response")),
-    Route("DELETE", "/responses/{id}", handler("delete")),
-    Route("POST", "/responses/{id}/cancel", handler("cancel")),
+    Route("GET", "/responses/{response_id}", handler("response")),
+    Route("DELETE", "/responses/{response_id}", handler("delete")),
+    Route("POST", "/responses/{response_id}/cancel", handler("cancel")),
     Route("POST", "/responses", handler("create"), by_deployment=True, addresses=("/openai",)),
 )
 
@@ -62,6 +62,8 @@ def problem(method: str, path: str) -> Problem:
         ("GET", "/openai/v1/models/meta/llama", "model", "meta/llama"),
         ("GET", "/v1/responses/resp_1", "response", "resp_1"),
         ("DELETE", "/v1/responses/resp_1", "delete", "resp_1"),
+        ("GET", "/v1/responses/compact_1", "response", "compact_1"),
+        ("GET", "/v1/responses/my-input_tokens", "response", "my-input_tokens"),
         ("POST", "/openai/responses/resp_1/cancel", "cancel", "resp_1"),
         ("POST", "/openai/deployments/meta/llama/responses", "create", "meta/llama"),
     ],
@@ -91,6 +93,8 @@ def test_what_answers(method: str, path: str, name: str, in_path: str | None) ->
         "/v1//models",
         "/v1/responses/a/b",
         "/v1/responses",
+        "/v1/responses/input_tokens",
+        "/openai/Responses/Compact/",
         "/openai/v1/responses",
         "/openai/responses",
         "/api/v1/models",
@@ -103,8 +107,13 @@ def test_a_path_that_does_not_exist_is_named(method: str, path: str) -> None:
 
 
 def test_what_exists_is_listed_as_it_is_at_that_address() -> None:
-    names = ["GET {0}/models", "GET {0}/models/{{model}}", "GET {0}/responses/{{id}}", "DELETE {0}/responses/{{id}}"]
-    names.append("POST {0}/responses/{{id}}/cancel")
+    names = [
+        "GET {0}/models",
+        "GET {0}/models/{{model}}",
+        "GET {0}/responses/{{response_id}}",
+        "DELETE {0}/responses/{{response_id}}",
+    ]
+    names.append("POST {0}/responses/{{response_id}}/cancel")
     for address, chat in (
         ("/v1", "POST /v1/chat/completions"),
         ("/openai/v1", "POST /openai/v1/chat/completions"),
