@@ -27,6 +27,16 @@ from relay.upstream.request import ModelName
 _BODY_TIMEOUT: Final = 30  # seconds; a stream's own clock starts when the body has been read
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
+# What a page on another origin may read of a response, beside its type (Fetch standard, section 3.3.6, which has no
+# wildcard for requests with credentials). Whether it may read the response at all is the platform's to decide.
+_EXPOSED_HEADERS: Final = ", ".join(
+    (
+        "Retry-After",
+        "WWW-Authenticate",
+        "X-Request-Id",
+        *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+    )
+)
 _JSON_TYPE: Final = re.compile(r"application/(?:json|[a-z0-9.!#$&^_-]+\+json)", re.IGNORECASE)
 
 
@@ -136,6 +146,8 @@ class CallerRequest:
             "x-content-type-options": "nosniff",
             "x-request-id": self.request_id,
         }
+        if "origin" in self.request.headers:
+            headers["access-control-expose-headers"] = _EXPOSED_HEADERS
         return headers if self._limit_headers is None else headers | self._limit_headers
 
     def response(self, content: bytes, media_type: str = "application/json", status: int = 200) -> Response:

@@ -235,6 +235,17 @@ class TestResponses:
     def test_headers(self) -> None:
         assert identified().headers("text/event-stream") == {"content-type": "text/event-stream", **HEADERS}
 
+    def test_a_page_of_another_origin_may_read_what_it_needs(self) -> None:
+        caller = CallerRequest(request(headers=[("origin", "https://www.example.com")]))
+        exposed = caller.headers("text/event-stream")["access-control-expose-headers"].split(", ")
+        assert exposed == [
+            *("Retry-After", "WWW-Authenticate", "X-Request-Id"),
+            *("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens"),
+            *("x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"),
+            *("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"),
+        ]
+        assert caller.error_response(RATE_LIMITED).headers["access-control-expose-headers"] == ", ".join(exposed)
+
     def test_a_response(self) -> None:
         response = identified().response(b"{}")
         assert (response.status_code, response.body) == (200, b"{}")
