@@ -61,6 +61,7 @@ class Door:
 
     def __init__(self, settings: CallerSettings | None) -> None:
         self._settings = settings
+        self._identities = {} if settings is None else _identities(settings)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self | None:
@@ -91,13 +92,20 @@ class Door:
             return INVALID_API_KEY.with_detail(str(error))
         # What the time of the look-up depends on is the digest, of which a caller can choose no part; so it tells
         # nothing about a key. The comparison that decides takes the same time whatever differs.
-        found = settings.by_digest.get(digest)
+        found = self._identities.get(digest)
         if found is None or not hmac.compare_digest(digest, found[0]):
             return _WRONG_KEY
-        return Identity(found[1], f"key:{digest[:4].hex()}")
+        return found[1]
 
 
 _WRONG_KEY: Final = INVALID_API_KEY.with_detail(WRONG_KEY)
+
+
+def _identities(settings: CallerSettings) -> dict[bytes, tuple[bytes, Identity]]:
+    """Who presents each key, by its digest."""
+    return {
+        digest: (digest, Identity(caller, f"key:{digest[:4].hex()}")) for digest, caller in settings.by_digest.values()
+    }
 
 
 def _signed_in(settings: CallerSettings, scope: Scope) -> Identity | Problem:
