@@ -14,7 +14,7 @@ from relay.problems import INVALID_API_KEY, MODEL_NOT_ALLOWED, NOT_CONFIGURED, F
 from relay.settings import SettingsError
 from relay.upstream.request import Accounts, ModelName
 
-# To whoever asks, since no one is known: no names, no positions. The log has them.
+# Anyone can ask for this: no names, no positions. The log has them.
 _CLOSED: Final = NOT_CONFIGURED.with_detail(
     "The settings about callers are wrong, so no one is admitted. The app's log names what to correct."
 ).with_errors(FieldError("CALLERS", "see the app's log, event not_configured"))
@@ -43,7 +43,7 @@ class Identity:
             return asked
         if asked is None:
             return next((it for it in models if it in allowed), MODEL_NOT_ALLOWED)
-        # A model that the app does not have at all is not found, whoever asks.
+        # A model that the app does not have at all is not found for any caller.
         return asked if asked in allowed or asked not in models else MODEL_NOT_ALLOWED
 
     def models(self, models: tuple[str, ...]) -> tuple[str, ...]:

@@ -193,7 +193,7 @@ class TestModels:
         assert identity.models(self.MODELS) == ("small", "large")
         assert identity.model("large", self.MODELS) == "large"
         assert identity.model("other", self.MODELS) is MODEL_NOT_ALLOWED
-        assert identity.model("unknown", self.MODELS) == "unknown", "it is not found, whoever asks"
+        assert identity.model("unknown", self.MODELS) == "unknown", "it is not found for any caller"
         assert identity.model(None, self.MODELS) == "small"
         assert identity.model(None, ("other", "large")) == "large", "the first of its own is its default"
         assert identity.model(None, ("other",)) is MODEL_NOT_ALLOWED
