@@ -310,6 +310,30 @@ def log_not_admitted(invocation_id: str) -> None:
     _not_admitted = 0
 
 
+_MOST_OVER_LIMIT: Final = 1000  # callers that are counted at a time
+_over_limit: dict[str, tuple[int, float]] = {}  # of a caller, what is not logged yet, and when it last was
+
+
+def log_over_limit(caller: str, invocation_id: str) -> None:
+    """Log that a caller is over a limit of its own: the first time at once, then once a minute, counted."""
+    count, logged = _over_limit.get(caller, (0, -_QUIET))
+    now = time.monotonic()
+    if now - logged < _QUIET:
+        _over_limit[caller] = (count + 1, logged)
+        return
+    if len(_over_limit) >= _MOST_OVER_LIMIT:
+        _over_limit.clear()
+    _over_limit[caller] = (0, now)
+    _print(
+        {
+            "event": "over_limit",
+            "relay.caller": caller,
+            "relay.requests": count + 1,
+            "relay.invocation_id": invocation_id,
+        }
+    )
+
+
 _limits_store_away_logged = -_QUIET
 
 

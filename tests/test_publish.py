@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra import publish, smoke
+from relay.problems import INVALID_API_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -615,6 +616,14 @@ def test_incomplete_or_buffered_answer_fails(
 ) -> None:
     with pytest.raises(smoke.SmokeTestError, match=error):
         smoke.check(serve(stream_responder(chunks, pause=pause)), {})
+
+
+def test_an_app_with_named_callers_takes_no_function_key(serve: Callable[[Responder], str]) -> None:
+    refusal = [INVALID_API_KEY.document("request-1").decode()]
+    url = serve(stream_responder(refusal, pause=0, status=401, content_type="application/problem+json"))
+    assert smoke.check(url, {"x-functions-key": "k"}).startswith("not tested: the app takes its callers' keys only")
+    with pytest.raises(smoke.SmokeTestError, match="status 401"):
+        smoke.check(url, {"Authorization": "Bearer a-token"})
 
 
 def test_wrong_status_or_content_type_fails(serve: Callable[[Responder], str]) -> None:

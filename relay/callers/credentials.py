@@ -61,7 +61,7 @@ def presented_digest(headers: Headers, query: bytes) -> bytes:
 
 
 _SEND: Final = "Send it in the header Authorization, as a Bearer token, or in api-key or x-functions-key."
-WRONG_KEY: Final = "The key is wrong. Check it for typos, or ask whoever operates the app for a new one."
+WRONG_KEY: Final = "The key is wrong. Check it for typos, or ask the app's operator for a new one."
 
 
 def _has_key(query: bytes) -> bool:

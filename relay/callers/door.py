@@ -14,7 +14,7 @@ from relay.problems import INVALID_API_KEY, MODEL_NOT_ALLOWED, NOT_CONFIGURED, F
 from relay.settings import SettingsError
 from relay.upstream.request import Accounts, ModelName
 
-# To whoever asks, since no one is known: no names, no positions. The log has them.
+# Anyone can ask for this: no names, no positions. The log has them.
 _CLOSED: Final = NOT_CONFIGURED.with_detail(
     "The settings about callers are wrong, so no one is admitted. The app's log names what to correct."
 ).with_errors(FieldError("CALLERS", "see the app's log, event not_configured"))
@@ -43,7 +43,7 @@ class Identity:
             return asked
         if asked is None:
             return next((it for it in models if it in allowed), MODEL_NOT_ALLOWED)
-        # A model that the app does not have at all is not found, whoever asks.
+        # A model that the app does not have at all is not found for any caller.
         return asked if asked in allowed or asked not in models else MODEL_NOT_ALLOWED
 
     def models(self, models: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,6 +61,7 @@ class Door:
 
     def __init__(self, settings: CallerSettings | None) -> None:
         self._settings = settings
+        self._identities = {} if settings is None else _identities(settings)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self | None:
@@ -91,13 +92,20 @@ class Door:
             return INVALID_API_KEY.with_detail(str(error))
         # What the time of the look-up depends on is the digest, of which a caller can choose no part; so it tells
         # nothing about a key. The comparison that decides takes the same time whatever differs.
-        found = settings.by_digest.get(digest)
+        found = self._identities.get(digest)
         if found is None or not hmac.compare_digest(digest, found[0]):
             return _WRONG_KEY
-        return Identity(found[1], f"key:{digest[:4].hex()}")
+        return found[1]
 
 
 _WRONG_KEY: Final = INVALID_API_KEY.with_detail(WRONG_KEY)
+
+
+def _identities(settings: CallerSettings) -> dict[bytes, tuple[bytes, Identity]]:
+    """Who presents each key, by its digest."""
+    return {
+        digest: (digest, Identity(caller, f"key:{digest[:4].hex()}")) for digest, caller in settings.by_digest.values()
+    }
 
 
 def _signed_in(settings: CallerSettings, scope: Scope) -> Identity | Problem:

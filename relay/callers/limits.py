@@ -75,7 +75,7 @@ class Bucket:
         return self.used(now) / self._rate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cost:
     """What one request takes of its caller's limits; it is one stream as well."""
 

@@ -172,6 +172,8 @@ class CallerRequest:
         """The same for a request that never became a stream, which would leave a record of its own: it is logged."""
         if problem.status == HTTPStatus.UNAUTHORIZED:
             telemetry.log_not_admitted(self.invocation_id)
+        elif problem.status == HTTPStatus.TOO_MANY_REQUESTS and self.identity is not None:
+            telemetry.log_over_limit(self.identity.caller.name, self.invocation_id)
         else:
             caller = self.identity.caller.name if self.identity is not None else None
             telemetry.log_rejection(self.request_id, self.invocation_id, problem.code, caller)

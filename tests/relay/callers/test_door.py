@@ -193,7 +193,7 @@ class TestModels:
         assert identity.models(self.MODELS) == ("small", "large")
         assert identity.model("large", self.MODELS) == "large"
         assert identity.model("other", self.MODELS) is MODEL_NOT_ALLOWED
-        assert identity.model("unknown", self.MODELS) == "unknown", "it is not found, whoever asks"
+        assert identity.model("unknown", self.MODELS) == "unknown", "it is not found for any caller"
         assert identity.model(None, self.MODELS) == "small"
         assert identity.model(None, ("other", "large")) == "large", "the first of its own is its default"
         assert identity.model(None, ("other",)) is MODEL_NOT_ALLOWED
@@ -290,6 +290,35 @@ def test_refused_keys_are_one_line_a_minute(
         lines.append(capsys.readouterr().out)
     event = '{"event":"not_admitted","relay.requests":%d,"relay.invocation_id":"i-%s"}\n'
     assert lines == [event % (1, "0"), "", "", event % (3, "60"), "", event % (2, "120")]
+
+
+def test_a_caller_over_its_limit_is_one_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: now)
+    monkeypatch.setattr(telemetry, "_over_limit", {})
+    monkeypatch.setattr(telemetry, "_MOST_OVER_LIMIT", 3)
+
+    def log(caller: str) -> list[int]:
+        telemetry.log_over_limit(caller, "an-invocation")
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        expected = {"event": "over_limit", "relay.caller": caller, "relay.invocation_id": "an-invocation"}
+        assert all(line == expected | {"relay.requests": line["relay.requests"]} for line in lines)
+        return [line["relay.requests"] for line in lines]
+
+    assert log("a") == [1]
+    assert log("a") == []
+    assert log("b") == [1], "each caller has a line of its own"
+    now = 59.9
+    assert log("a") == []
+    now = 60.0
+    assert log("a") == [3]
+    now = 120.0
+    assert log("a") == [1]
+    for number in range(10):
+        log(f"n{number}")
+    assert len(telemetry._over_limit) <= 3
 
 
 def test_nothing_is_logged_of_a_request(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:

@@ -395,14 +395,23 @@ class TestNamedCallers:
         caller.settle(Record("request-0001", "", "gpt", usage=Usage(10, 20), usage_estimated=True), answering=True)
         assert limiter._accounts["team-a"].mean_output == 256, "an estimate teaches nothing"
 
-    async def test_a_request_beyond_a_limit(self) -> None:
+    async def test_a_request_beyond_a_limit(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         limiter = Limiter()
         caller = admitted(limits={"streams": 1, "requests_per_minute": 5})
         assert await caller.reserve(limiter, 0, counts_tokens=False) is None
         refused = admitted(limits={"streams": 1, "requests_per_minute": 5})
         problem = await refused.reserve(limiter, 0, counts_tokens=False)
         assert problem is not None
+        monkeypatch.setattr(telemetry, "_over_limit", {})
         response = refused.reject(problem)
+        assert logged(capsys) == {
+            "event": "over_limit",
+            "relay.caller": "team-a",
+            "relay.requests": 1,
+            "relay.invocation_id": "",
+        }
         assert (response.status_code, response.headers["retry-after"]) == (429, "1")
         assert response.headers["x-ratelimit-remaining-requests"] == "4"
         caller.settle(Record("request-0001", "", "gpt"), answering=False)
