@@ -73,7 +73,8 @@ def main() -> int:
     chosen = [runner for runner in RUNNERS if not options.suites or runner.suite.name in options.suites]
     known, failed, counted = results.deviations(), False, {}
     recorded = results.recorded() if results.RECORDED.exists() else {}
-    folder = options.output or Path(tempfile.mkdtemp(prefix="conformance-"))
+    # Absolute, as each suite runs in a folder of its own.
+    folder = options.output.resolve() if options.output else Path(tempfile.mkdtemp(prefix="conformance-"))
     for runner in chosen:
         name, began = runner.suite.name, time.monotonic()
         place = folder / name
