@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import datetime
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -108,4 +109,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the app and the suite end with it
     sys.exit(main())
