@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import datetime
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -73,7 +74,8 @@ def main() -> int:
     chosen = [runner for runner in RUNNERS if not options.suites or runner.suite.name in options.suites]
     known, failed, counted = results.deviations(), False, {}
     recorded = results.recorded() if results.RECORDED.exists() else {}
-    folder = options.output or Path(tempfile.mkdtemp(prefix="conformance-"))
+    # Absolute, as each suite runs in a folder of its own.
+    folder = options.output.resolve() if options.output else Path(tempfile.mkdtemp(prefix="conformance-"))
     for runner in chosen:
         name, began = runner.suite.name, time.monotonic()
         place = folder / name
@@ -107,4 +109,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the app and the suite end with it
     sys.exit(main())
