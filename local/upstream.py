@@ -55,7 +55,9 @@ class Upstream:
     def overriding(self) -> list[str]:
         """The variables of the environment that override, or add to, what is in local.settings.json."""
         names = {*self._values, *(name for name in self._environ if re.match(r"AZURE_OPENAI_|AZURE_CLIENT_ID$", name))}
-        return sorted(name for name in names if name in self._environ and self._environ[name] != self._values.get(name))
+        return sorted(
+            name for name in names if name in self._environ and self._environ[name] != self._values.get(name, "")
+        )
 
     def description(self) -> list[str]:
         """Which model service is asked, with whose credential, and what decides that."""

@@ -478,7 +478,7 @@ HARMLESS = [
     "double-finish",
     "empty-content",
     "null-content",
-    "reasoning",
+    "thinking",
     "escaped",
     "surrogates",
     "surrogates+split-3",

@@ -159,7 +159,7 @@ OUTCOMES: dict[str, Refused | Interrupted | Complete] = {
     "double-finish": Complete(),
     "empty-content": Complete(),
     "null-content": Complete(),
-    "reasoning": Complete(),
+    "thinking": Complete(),
     "comments": Complete(),
     "crlf": Complete(),
     "cr": Complete(),

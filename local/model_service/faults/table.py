@@ -382,7 +382,7 @@ FAULTS: dict[str, Fault] = {
             wires=STREAMING,
         ),
         Fault(
-            "reasoning",
+            "thinking",
             "reasoning beside the text, before the first token, as many open models send it",
             steps=step_changes.reasoning_first,
             wires=CHAT,
