@@ -21,7 +21,7 @@ ifeq ($(OS),Windows_NT)
 $(error This needs Linux or macOS. On Windows, run it in WSL: https://aka.ms/wsl)
 endif
 
-.PHONY: help start key test conformance lint format lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
+.PHONY: help start key test conformance lint format web web-test web-check lock sbom deploy destroy infra-test bench soak fuzz mutants screenshots clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,16 @@ lint: $(VENV)/.for-tests ## run ruff and mypy
 format: $(VENV)/.for-tests ## format with ruff and apply its automatic fixes
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+
+web: web/node_modules ## build the chat page from web/ (needs Node); commit what it writes
+	@cd web && npm run --silent build
+
+web-test: web/node_modules ## check the types of the chat page's sources, lint and test them (needs Node)
+	@cd web && npm run --silent check
+
+web-check: web-test web ## the same, and check that what is committed is what the sources build
+	@git diff --exit-code --stat -- relay/page && test -z "$$(git status --porcelain -- relay/page)" \
+		|| { echo "relay/page is not what web/ builds: run make web, and commit it." >&2; exit 1; }
 
 lock: $(VENV)/.for-lock ## update the lock files from pyproject.toml; ARGS=--upgrade for newer versions
 	@$(COMPILE) --group deployed --output-file requirements.txt $(ARGS)
@@ -90,6 +100,11 @@ screenshots: $(VENV)/.for-tests ## update the README's screenshots of the chat p
 clean: ## remove .venv and the tools' caches; keeps local.settings.json
 	@rm -rf $(VENV) $(CONFORMANCE) tests/conformance/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+web/node_modules: web/package-lock.json
+	@command -v npm >/dev/null || { echo "The chat page is built with Node 20 or later: https://nodejs.org" >&2; exit 1; }
+	@cd web && npm ci --ignore-scripts
+	@touch $@
 
 local.settings.json:
 	@cp local.settings.json.example $@

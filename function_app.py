@@ -14,9 +14,9 @@ from relay.callers.limits import Limiter
 from relay.callers.request import CallerRequest
 from relay.callers.routes import Handler, Route, Routes
 from relay.callers.table_store import leased_limits
-from relay.problems import MODEL_NOT_FOUND, Problem
+from relay.problems import MODEL_NOT_FOUND, NOT_FOUND, Problem
 from relay.readiness import Readiness
-from relay.settings import auth_level
+from relay.settings import ChatSettings, auth_level
 from relay.streaming.stream import Stream
 from relay.upstream.pool import BackendPool
 from relay.upstream.request import Accounts
@@ -35,6 +35,11 @@ readiness = pool if isinstance(pool, Problem) else Readiness(pool)
 door = Door.from_environment(os.environ)  # None: no callers are named, and the Functions host checks its function key
 limiter = Limiter(None if door is None else leased_limits(door.limits_store))
 started = int(time.time())
+chat = ChatSettings.read(os.environ)
+chat_config = chat.page_config()
+if not isinstance(pool, Problem):
+    chat_config["maxBodyBytes"] = pool.settings.max_body_bytes
+    chat_config["resumable"] = getattr(pool.settings, "resumable_streams", False)
 # All that the Functions host and the web server inside the worker both know; another would leave its invocation stuck.
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])
@@ -156,10 +161,25 @@ async def call_openai_api(caller: CallerRequest) -> Response:
     return await handler(caller, name)
 
 
+@app.route(route="/", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
+async def home(req: Request) -> Response:
+    """Leads to the chat page."""
+    return page.redirect() if chat.enabled else CallerRequest(req).reject(NOT_FOUND)
+
+
 @app.route(route="chat", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
 async def chat_page(req: Request) -> Response:
     """The chat page, which uses `/stream`."""
-    return page.chat_page(req.headers.get("if-none-match"))
+    if not chat.enabled:
+        return CallerRequest(req).reject(NOT_FOUND)
+    return page.chat_page(req.headers, chat_config)
+
+
+@app.route(route="chat/assets/{name}", methods=["GET", "HEAD"], auth_level=func.AuthLevel.ANONYMOUS)
+async def chat_asset(req: Request) -> Response:
+    """A file that the chat page loads on first use."""
+    name = req.scope["path"].rpartition("/")[2]
+    return (chat.enabled and page.asset(name, req.headers)) or CallerRequest(req).reject(NOT_FOUND)
 
 
 @app.route(route="ready", methods=["GET", "HEAD"])

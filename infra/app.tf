@@ -14,6 +14,9 @@ locals {
   }
   relay_setting_names = keys(local.relay_setting_ranges)
 
+  # The settings of the chat page; a test compares the names.
+  chat_setting_names = ["CHAT_EXAMPLES", "CHAT_GREETING", "CHAT_MODELS", "CHAT_NAME", "CHAT_NOTICE", "CHAT_PAGE"]
+
   app_settings = merge(
     {
       # The host's own storage, accessed by identity. The publish step deletes the plain AzureWebJobsStorage, which the
@@ -39,6 +42,9 @@ locals {
         }
       ])
 
+      # The chat page is at the root, instead of the platform's own page.
+      AzureWebJobsDisableHomepage = "true"
+
       # The host reads a body with a length into memory, whatever the route, before the app is called: it refuses one
       # that is far beyond the app's own limit. A body that exceeds that limit by less gets the app's 413.
       FUNCTIONS_REQUEST_BODY_SIZE_LIMIT = tostring(4 * tonumber(lookup(var.relay_settings, "MAX_BODY_BYTES", "1048576")))
@@ -53,6 +59,7 @@ locals {
     var.entra_sign_in == null ? {} : { HTTP_AUTH_LEVEL = "anonymous" },
     local.caller_settings,
     var.relay_settings,
+    var.chat_settings,
   )
 }
 

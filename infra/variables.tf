@@ -467,6 +467,18 @@ variable "relay_settings" {
   }
 }
 
+variable "chat_settings" {
+  type        = map(string)
+  description = "App settings of the chat page, for example { CHAT_NAME = \"Contoso Chat\" }. docs/chat-page.md lists them."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for setting in keys(var.chat_settings) : contains(local.chat_setting_names, setting)])
+    error_message = "chat_settings may only have the keys ${join(", ", local.chat_setting_names)}."
+  }
+}
+
 variable "deploy_code" {
   type        = bool
   description = "Publish the app's code in the same apply. Set it to false where a pipeline runs the command in the output publish_command instead."

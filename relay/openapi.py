@@ -216,7 +216,9 @@ def document() -> bytes:
                 **_openai_paths(),
                 "/ready": {"get": _ready()},
                 "/health": {"get": _open("health", "The process is up; its version", _json())},
-                "/chat": {"get": _open("chat", "A chat page", {"text/html": text})},
+                "/": {"get": _home()},
+                "/chat": {"get": _open("chat", "A chat page; 404 where it is turned off", {"text/html": text})},
+                "/chat/assets/{name}": {"get": _chat_asset()},
                 "/openapi": {"get": _open("openapi", "This description", _json())},
             },
             "components": {
@@ -380,6 +382,39 @@ def _ready() -> dict[str, Any]:
     operation = _operation("ready", "Whether the app can serve, and the remedy where it can't", _json(), "Problem")
     operation["responses"]["503"]["content"]["application/json"] = {"schema": {"type": "object"}}
     return operation
+
+
+def _home() -> dict[str, Any]:
+    """The root leads to the chat page where that is on."""
+    return {
+        "operationId": "home",
+        "summary": "Leads to the chat page",
+        "responses": {
+            "302": {"description": "To the chat page", "headers": {"Location": {"schema": {"type": "string"}}}},
+            "404": {"description": "The chat page is turned off", "content": {PROBLEM_JSON: _schema("Problem")}},
+        },
+    }
+
+
+def _chat_asset() -> dict[str, Any]:
+    """A file of the chat page, whose name holds its hash."""
+    text = {"schema": {"type": "string"}}
+    return {
+        "operationId": "chat_asset",
+        "summary": "A file that the chat page loads on first use",
+        "parameters": [
+            {
+                "name": "name",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "pattern": "^[a-z0-9.-]{1,80}$"},
+            }
+        ],
+        "responses": {
+            "200": {"description": "OK", "content": {"text/javascript": text, "application/json": {"schema": {}}}},
+            "404": {"description": "There is no such file", "content": {PROBLEM_JSON: _schema("Problem")}},
+        },
+    }
 
 
 def _open(name: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -169,9 +169,43 @@ class Settings:
             max_output_tokens=parser.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
             prices=parser.prices("TOKEN_PRICES"),
         )
+        ChatSettings._parse(parser)
         if parser.errors:
             raise SettingsError(tuple(parser.errors))
         return settings
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """The operator's settings of the chat page; an empty one stands for the page's own text, or all models."""
+
+    enabled: bool = True
+    name: str = ""
+    greeting: str = ""
+    examples: tuple[str, ...] = ()
+    notice: str = ""
+    models: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings out of `environ`; a wrong one is ignored here, and an error of `Settings.read`."""
+        return cls._parse(_Parser(environ))
+
+    @classmethod
+    def _parse(cls, parser: "_Parser") -> Self:
+        return cls(
+            enabled=parser.choice("CHAT_PAGE", ("on", "off")) != "off",
+            name=parser.short_text("CHAT_NAME", 60),
+            greeting=parser.short_text("CHAT_GREETING", 200),
+            examples=parser.texts("CHAT_EXAMPLES", most=8, length=300),
+            notice=parser.short_text("CHAT_NOTICE", 500),
+            models=parser.names("CHAT_MODELS"),
+        )
+
+    def page_config(self) -> dict[str, object]:
+        """The members that the page reads."""
+        texts = {"name": self.name, "greeting": self.greeting, "notice": self.notice}
+        return {**texts, "examples": list(self.examples), "models": list(self.models)}
 
 
 def auth_level(environ: Mapping[str, str]) -> Literal["FUNCTION", "ANONYMOUS"]:
@@ -248,6 +282,46 @@ class _Parser:
             self.add_error(setting, f"must be a number of seconds from {least:g} to {most:g}, for example {example:g}.")
             return default
         return value
+
+    def choice(self, setting: str, choices: tuple[str, ...]) -> str:
+        """One of the choices in lower case; the first one by default."""
+        value = self.text(setting).lower() or choices[0]
+        if value not in choices:
+            self.add_error(setting, f"must be {' or '.join(choices)}.")
+            return choices[0]
+        return value
+
+    def short_text(self, setting: str, most: int) -> str:
+        text = self.text(setting)
+        if len(text) > most:
+            self.add_error(setting, f"must have {most} characters at most.")
+            return ""
+        return text
+
+    def texts(self, setting: str, *, most: int, length: int) -> tuple[str, ...]:
+        text = self.text(setting)
+        if not text:
+            return ()
+        try:
+            given = msgspec.json.decode(text, type=list[str])
+        except (msgspec.DecodeError, UnicodeError):
+            given = [""]
+        values = tuple(each.strip() for each in given)
+        if not 1 <= len(values) <= most or not all(1 <= len(each) <= length for each in values):
+            self.add_error(
+                setting,
+                f"must be a JSON list of 1 to {most} texts of 1 to {length} characters, "
+                'for example ["Summarise this: "].',
+            )
+            return ()
+        return values
+
+    def names(self, setting: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in self.text(setting).split(",") if name.strip())
+        if not all(map(_NAME.fullmatch, names)):
+            self.add_error(setting, "must be names of models, separated by commas.")
+            return ()
+        return tuple(dict.fromkeys(names))
 
     def whole(self, setting: str, default: int, *, least: int, most: int) -> int:
         text = self.text(setting)

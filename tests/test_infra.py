@@ -341,8 +341,12 @@ def test_relay_setting_range_is_that_of_the_relay(name: str) -> None:
 def test_relay_settings_are_those_that_the_relay_reads() -> None:
     # Terraform itself sets endpoints, identity, authentication level and prices, and never sets an API key.
     set_by_terraform = ("AZURE_", "IDENTITY_", "HTTP_AUTH_", "TOKEN_")
-    configurable = {name for name in settings_read_by_the_relay() if not name.startswith(set_by_terraform)}
+    read = settings_read_by_the_relay()
+    chat = {name for name in read if name.startswith("CHAT_")}
+    configurable = {name for name in read - chat if not name.startswith(set_by_terraform)}
     assert relay_setting_ranges().keys() == configurable
+    local_values = next(values for values in read_hcl(INFRA / "app.tf")["locals"] if "chat_setting_names" in values)
+    assert {name.strip('"') for name in local_values["chat_setting_names"]} == chat
 
 
 def test_body_size_limit_of_the_host_is_a_small_multiple_of_the_relays() -> None:
@@ -374,6 +378,7 @@ def test_app_settings_are_read_by_the_relay_or_the_host() -> None:
         "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY",
         "OTEL_TRACES_SAMPLER",
         "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT",
+        "AzureWebJobsDisableHomepage",
     }
     read_by_the_relay = app_setting_names() & settings_read_by_the_relay()
     assert app_setting_names() - read_by_the_host == read_by_the_relay

@@ -25,6 +25,7 @@ variables {
   always_ready_instances      = 0
   zone_redundant              = false
   relay_settings              = {}
+  chat_settings               = {}
   deploy_code                 = false
   check_health                = true
   remote_build                = true

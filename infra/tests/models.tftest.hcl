@@ -25,6 +25,7 @@ variables {
   always_ready_instances      = 0
   zone_redundant              = false
   relay_settings              = {}
+  chat_settings               = {}
   deploy_code                 = false
   check_health                = true
   remote_build                = true
@@ -201,6 +202,19 @@ run "second_account_does_not_change_the_first" {
   assert {
     condition     = azurerm_cognitive_account.openai["openai-1"].name == "oai-relay-dev-${local.name_hash}" && azurerm_cognitive_account.openai["second"].name == "second"
     error_message = "The first account would be renamed, and so replaced."
+  }
+}
+
+run "chat_settings" {
+  command = plan
+
+  variables {
+    chat_settings = { CHAT_NAME = "Contoso Chat" }
+  }
+
+  assert {
+    condition     = local.app_settings["CHAT_NAME"] == "Contoso Chat"
+    error_message = "A setting in chat_settings is not applied."
   }
 }
 

@@ -25,6 +25,7 @@ variables {
   always_ready_instances      = 0
   zone_redundant              = false
   relay_settings              = {}
+  chat_settings               = {}
   deploy_code                 = false
   check_health                = true
   remote_build                = true
@@ -398,6 +399,16 @@ run "relay_setting_unknown" {
   }
 
   expect_failures = [var.relay_settings]
+}
+
+run "chat_setting_unknown" {
+  command = plan
+
+  variables {
+    chat_settings = { MAX_OUTPUT_TOKENS = "1" }
+  }
+
+  expect_failures = [var.chat_settings]
 }
 
 run "relay_setting_out_of_range" {

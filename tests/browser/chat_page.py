@@ -15,6 +15,16 @@ _ALLOWED_ELEMENTS = {
     "a", "blockquote", "br", "button", "code", "del", "div", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre",
     "span", "strong", "svg", "table", "tbody", "td", "th", "thead", "tr", "ul", "use",
 }  # fmt: skip
+# MathML Core's elements that only show something, with the attributes that the gate to the DOM lets through.
+_MATH_ELEMENTS = {
+    "annotation", "math", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mrow", "mspace", "msqrt", "mstyle", "msub",
+    "msubsup", "msup", "mtable", "mtd", "mtext", "mtr", "munder", "munderover", "semantics",
+}  # fmt: skip
+_MATH_ATTRIBUTES = {
+    "class", "columnalign", "columnspacing", "display", "encoding", "fence", "form", "lspace", "mathvariant", "maxsize",
+    "minsize", "rowspacing", "rspace", "scriptlevel", "displaystyle", "stretchy", "style", "symmetric", "width",
+    "movablelimits", "accent", "linethickness", "separator", "height", "depth", "voffset",
+}  # fmt: skip
 _ALLOWED_ATTRIBUTES = {
     "aria-hidden", "aria-label", "class", "data-action", "data-copied", "dir", "href", "rel", "role", "scope", "start",
     "tabindex", "target", "type",
@@ -27,6 +37,7 @@ class ChatPage:
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.url = url
+        self.touch = False
         self.requests: list[Request] = []
         self.external_requests: list[str] = []
         self.unexpected_events: list[str] = []  # errors, CSP violations and dialogs
@@ -44,9 +55,9 @@ class ChatPage:
             await self.page.goto(self.url + "/chat")
 
     async def ask(self, text: str) -> None:
-        """Type a message and send it."""
+        """Type a message and send it; on a touch screen, Enter makes a line, and the button sends."""
         await self.prompt.fill(text)
-        await self.prompt.press("Enter")
+        await (self.button("Send").click() if self.touch else self.prompt.press("Enter"))
 
     async def ask_and_wait(self, text: str) -> None:
         """Send a message and wait until its answer is complete."""
@@ -99,6 +110,11 @@ class ChatPage:
         await expect(self.answers.nth(index)).to_have_attribute("aria-busy", "false")
         await expect(self.answers.nth(index).locator(".metrics")).to_be_visible()
 
+    async def wait_until_rendered(self, formulas: int) -> None:
+        """Wait until the last answer's formulas are MathML and its code has colours."""
+        await expect(self.answer_text.locator("math")).to_have_count(formulas)
+        await expect(self.answer_text.locator(".hl-keyword")).not_to_have_count(0)
+
     async def session_storage(self) -> str:
         """The tab's session storage as JSON."""
         return str(await self.page.evaluate("JSON.stringify(Object.entries(sessionStorage))"))
@@ -112,7 +128,8 @@ class ChatPage:
                     for (const each of copy.querySelectorAll('*')) {
                         const attributes = [...each.attributes].sort((a, b) => (a.name < b.name ? -1 : 1));
                         for (const { name } of attributes) each.removeAttribute(name);
-                        for (const { name, value } of attributes) each.setAttribute(name, value);
+                        // The Content-Security-Policy blocks style attributes that are set as text.
+                        for (const { name, value } of attributes) if (name !== 'style') each.setAttribute(name, value);
                     }
                     return copy.innerHTML;
                 }"""
@@ -126,6 +143,10 @@ class ChatPage:
             "[each.localName, Object.fromEntries([...each.attributes].map(({name, value}) => [name, value]))])"
         )
         for element, attributes in found:
+            if element in _MATH_ELEMENTS:
+                assert attributes.keys() <= _MATH_ATTRIBUTES, f"<{element}> has {attributes}"
+                assert "url" not in attributes.get("style", "")
+                continue
             assert element in _ALLOWED_ELEMENTS, f"<{element}> was rendered from Markdown: {await self.answer_html()}"
             assert attributes.keys() <= _ALLOWED_ATTRIBUTES, f"<{element}> has {attributes}"
             if element == "use":
@@ -138,7 +159,7 @@ class ChatPage:
     def assert_clean(self) -> None:
         """Check that there was no unexpected error, CSP violation, dialog or external request."""
         unexpected = [each for each in self.unexpected_events if not any(part in each for part in self.expected_events)]
-        assert unexpected == []
+        assert unexpected == [], unexpected
         assert self.external_requests == []
 
     # ── Event handlers ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -74,6 +74,7 @@ async def open_chat(
         context = await browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
         context.set_default_timeout(20_000)
         pages.append(await new_tab(context, host.url))
+        pages[-1].touch = options.get("has_touch", False)
         return pages[-1]
 
     yield open_page

@@ -51,5 +51,11 @@ tildes
 [a link](https://example.com/a_(b)?q=1&r=2 "title"), <https://example.com/auto>, https://example.com/bare.
 <someone@example.com>, ![a picture](https://example.com/x.png), &amp; &lt;b&gt; &#65; \\*not em\\*
 
+A formula, \\(x^2\\), and a price, $5:
+
+$$
+\\frac{1}{2}
+$$
+
 Emoji 🌿 and 漢字 **太字** stay whole.
 """

@@ -231,6 +231,9 @@ async def test_reload_midway_keeps_the_partial_answer(chat: ChatPage, model_serv
 
 async def test_conversation_that_exceeds_the_storage_quota_continues_with_a_warning(chat: ChatPage) -> None:
     warning = chat.page.get_by_role("alert")
+    await chat.button("Settings").click()
+    await chat.page.get_by_label("Keep conversations on this device").uncheck()
+    await chat.button("Done").click()
     await chat.page.evaluate("sessionStorage.setItem('other', 'x'.repeat(5 * 1024 * 1024 - 200))")
     await chat.ask_and_wait("say: " + "long " * 100)
     await expect(warning).to_contain_text("will be lost if you reload")

@@ -18,12 +18,19 @@ LENGTH = 50_000  # characters
 PARAGRAPH = (
     "Tokens that *arrive* should be **shown**, with `code` among them, and links like https://example.com/a too. "
 )
+MIXED = (
+    f"{PARAGRAPH * 2}It is \\(a^2 + b^2 = c^2\\), or $\\frac{{1}}{{2}}$.\n\n"
+    "\\[\n\\sum_{k=1}^n k = \\frac{n(n+1)}{2}\n\\]\n\n"
+    "```python\ndef f(x: int) -> int:\n    return x ** 2 + 1  # a comment\n```\n\n"
+    "- an item with **bold**\n- another one\n\n"
+)
 
 LONG = {
     "paragraphs": (PARAGRAPH * 4 + "\n\n") * (LENGTH // (len(PARAGRAPH) * 4 + 2)),
     "one paragraph": PARAGRAPH * (LENGTH // len(PARAGRAPH)),
     "one list": f"- {PARAGRAPH}\n" * (LENGTH // (len(PARAGRAPH) + 3)),
     "one block of code": "```python\n" + "    print('a line of code')  # a comment\n" * (LENGTH // 40),
+    "formulas and code": MIXED * (LENGTH // len(MIXED)),
     "one table": "| a | b |\n|---|---|\n" + f"| {PARAGRAPH} | b |\n" * (LENGTH // (len(PARAGRAPH) + 9)),
 }
 

@@ -69,7 +69,7 @@ async def render(chat: ChatPage, service: ModelService, text: str | list[str]) -
         ("- ```\n  code\n  ```\n- b", None),
         ("> a\nb\n> > c", "<blockquote><p>a<br>b</p><blockquote><p>c</p></blockquote></blockquote>"),
         ("* * *\n---\n___", "<hr><hr><hr>"),
-        ("a\n---\nb", "<p>a</p><hr><p>b</p>"),
+        ("a\n---\nb", "<h4>a</h4><p>b</p>"),
         ("| a | b |\n|---|---|\n| 1 | 2 |", '<div aria-label="Table"><table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr></tbody></table></div>'),  # noqa: E501
         ("a | b\nc", "<p>a | b<br>c</p>"),
         ("&lt;b&gt; &copy; &#x41; &nope; &#0;", "<p>&lt;b&gt; © A &amp;nope; \ufffd</p>"),
@@ -109,7 +109,7 @@ async def test_code_keeps_every_character(fresh_chat: ChatPage, model_service: M
         "indented code\n",
         "tildes\n",
     ]
-    await expect(fresh_chat.answer_text.get_by_role("region", name="Code, python")).to_be_visible()
+    await expect(fresh_chat.answer_text.get_by_role("group", name="Code, python")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
@@ -119,9 +119,10 @@ async def test_streamed_rendering_equals_rendering_at_once(
     """Text that arrived in pieces looks the same as after a reload, which renders it at once."""
     model_service.tokens_per_second = 300 if size < 7 else 40
     await render(chat, model_service, split_text(EVERYTHING, size))
+    await chat.wait_until_rendered(formulas=2)
     streamed = await chat.answer_html()
     await chat.page.reload()
-    await expect(chat.answer).to_be_visible()
+    await chat.wait_until_rendered(formulas=2)
     assert streamed == await chat.answer_html()
     for delimiter in ("**", "~~", "```", "|:-", "[x]"):
         assert delimiter not in await chat.answer_text.inner_text()
@@ -181,6 +182,8 @@ PAYLOADS = [
     "&lt;script&gt;alert(1)&lt;/script&gt; &#60;img src=x onerror=alert(1)&#62;",
     "<a href=\"javascript:alert(1)\" id=prompt name=send class=action>x</a><input autofocus onfocus=alert(1)>",
     "<![CDATA[<script>alert(1)</script>]]> <!-- --><script>alert(1)</script> <?php alert(1) ?>",
+    "$\\href{javascript:alert(1)}{x}$ \\(\\htmlClass{a}{b} \\htmlStyle{background:url(https://evil.example/)}{c}\\)",
+    "$\\color{red}x$ \\[\\includegraphics{https://evil.example/pixel.png}\\] \\(\\text{<img src=x onerror=alert(1)>}\\)",  # noqa: E501
     "{{constructor.constructor('alert(1)')()}} ${alert(1)} %3Cscript%3Ealert(1)%3C/script%3E",
     "\u202e<script>alert(1)</script>\u2028<script>alert(1)</script>\x00<script>alert(1)</script>",
 ]  # fmt: skip
@@ -204,7 +207,7 @@ async def test_model_output_cannot_run_scripts_or_fetch(
     await chat.page.reload()
     await chat.assert_answer_is_inert()
     assert "<script>alert(1)</script>" in await chat.answer_text.inner_text()
-    assert await chat.page.locator("script").count() == 1
+    assert await chat.page.locator("script").count() == 3  # data, import map, module
     for part in ("evil.example", "a.example"):
         assert not [request.url for request in chat.requests if part in request.url]
     chat.assert_clean()

@@ -1,12 +1,15 @@
 """An app with missing or wrong settings starts, logs each of them, and answers with a problem that names them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import httpx
 import pytest
 
 from relay.version import VERSION
 from tests.end_to_end.hosting import HostedApp
 
+ASSETS = Path(__file__).resolve().parents[2] / "relay" / "page" / "assets"
 SECRET = "sk-secret-4711"
 
 WRONG: dict[str, tuple[dict[str, str], set[str]]] = {
@@ -18,8 +21,11 @@ WRONG: dict[str, tuple[dict[str, str], set[str]]] = {
             "AZURE_OPENAI_API_KEY": f"{SECRET}\nx",
             "PING_INTERVAL_SECONDS": "soon",
             "MAX_BODY_BYTES": "-1",
+            "CHAT_PAGE": "OFF",
+            "CHAT_EXAMPLES": "one, two",
         },
         {
+            "CHAT_EXAMPLES",
             "AZURE_OPENAI_ENDPOINT",
             "AZURE_OPENAI_DEPLOYMENTS",
             "AZURE_OPENAI_API_KEY",
@@ -31,6 +37,23 @@ WRONG: dict[str, tuple[dict[str, str], set[str]]] = {
 }
 
 
+async def assert_chat_page_is(client: httpx.AsyncClient, *, on: bool) -> None:
+    """The page, its files and what leads to it, for GET and HEAD, without a key."""
+    script = next(path.name for path in ASSETS.glob("*.js"))
+    expected = {"/": 302, "/chat": 200, f"/chat/assets/{script}": 200, "/chat/assets/nothing.js": 404}
+    for path, status in expected.items():
+        answer, head = await client.get(path), await client.head(path)
+        assert answer.status_code == head.status_code == (status if on else 404)
+        assert head.content == b""
+        if answer.status_code == 404:
+            assert answer.json()["code"] == "not_found"
+        elif answer.status_code == 302:
+            assert answer.headers["location"] == "chat"
+        else:
+            assert answer.headers["content-encoding"] == "gzip"
+            assert int(head.headers["content-length"]) < len(answer.content) / 2
+
+
 @pytest.mark.parametrize("case", WRONG)
 async def test_wrong_settings_are_named_and_affect_nothing_else(
     functions_app: Callable[..., HostedApp], case: str
@@ -40,6 +63,7 @@ async def test_wrong_settings_are_named_and_affect_nothing_else(
     async with app.client() as client:
         assert (await client.get("/health")).json() == {"status": "ok", "version": VERSION}
         answer = await client.post("/stream", json={"input": "x"})
+        await assert_chat_page_is(client, on="CHAT_PAGE" not in environment)
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()

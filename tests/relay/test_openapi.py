@@ -65,7 +65,9 @@ def test_the_paths_are_the_routes_of_the_app() -> None:
     routes = re.findall(r'@app\.route\(route="([^"]+)", methods=\["(\w+)"(?:, "HEAD")?\](.*)\)', source)
     assert len(routes) + len(API_FUNCTIONS) == source.count("@app.route(")
     assert all(f'@app.route(route="{route}", methods=METHODS)' in source for route in API_FUNCTIONS)
-    expected = {("/" + route, method.lower(), "ANONYMOUS" not in options) for route, method, options in routes}
+    expected = {
+        ("/" + route.strip("/"), method.lower(), "ANONYMOUS" not in options) for route, method, options in routes
+    }
     of_openai = re.findall(
         r' Route\("(\w+)", "([^"]+)", [^\n]+?(by_deployment=True)?(?:, addresses=\("([^"]+)",\))?\),\n', source
     )
@@ -85,9 +87,9 @@ def test_every_name_in_a_path_is_described() -> None:
 
 def test_every_route_that_answers_get_answers_head() -> None:
     source = FUNCTION_APP.read_text()
-    assert source.count('methods=["GET", "HEAD"]') == 4
+    assert source.count('methods=["GET", "HEAD"]') == 6
     assert 'METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]' in source
-    assert source.count('"GET"') == 4 + 1 + source.count(' Route("GET"')
+    assert source.count('"GET"') == 6 + 1 + source.count(' Route("GET"')
 
 
 def test_operation_ids_are_unique() -> None:

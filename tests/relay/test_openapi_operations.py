@@ -9,6 +9,7 @@ from relay import openapi
 from relay.problems import CATALOGUE, METHOD_NOT_ALLOWED, NOT_FOUND, PROBLEM_JSON
 
 KEYED: Final = [{"function_key": []}, {"bearer": []}, {"api_key": []}]
+CHAT_ASSET: Final = "/chat/assets/{name}"
 REQUEST_ID: Final = {"X-Request-Id": {"schema": {"type": "string"}}}
 STREAMS: Final = ("text/event-stream", "application/x-ndjson", "application/jsonl", "text/plain")
 # What an operation that exists can fail with.
@@ -66,7 +67,7 @@ def test_the_operations_are_these_and_those_of_openai(document: dict[str, Any]) 
     found = {(method, path) for path, methods in document["paths"].items() for method in methods}
     others = found - set(OPERATIONS)
     assert found >= set(OPERATIONS)
-    assert all(path.startswith(("/v1/", "/openai/")) for _, path in others)
+    assert all(path.startswith(("/v1/", "/openai/")) for _, path in others - {("get", "/"), ("get", CHAT_ASSET)})
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
@@ -106,3 +107,13 @@ def test_an_operation(document: dict[str, Any], method: str, path: str) -> None:
             "headers": REQUEST_ID,
             "content": content(schemas),
         }
+
+
+def test_the_chat_page_is_reached_from_the_root_and_loads_files(document: dict[str, Any]) -> None:
+    problem = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    home, asset = (document["paths"][path]["get"]["responses"] for path in ("/", CHAT_ASSET))
+    assert set(home) == {"302", "404"}
+    assert set(home["302"]["headers"]) == {"Location"}
+    assert set(asset) == {"200", "404"}
+    assert set(asset["200"]["content"]) == {"text/javascript", "application/json"}
+    assert home["404"]["content"] == asset["404"]["content"] == problem

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from relay.settings import (
     AZURE_TOKEN_SCOPE,
     BackendSettings,
+    ChatSettings,
     Identity,
     Price,
     SettingError,
@@ -551,6 +552,60 @@ def test_but_not_elsewhere(host: str) -> None:
 def test_a_scope_may_be_an_application_id() -> None:
     scope = "5e0bd9bd-7b93-4f28-af87-19fc36ad61bd/.default"
     assert Settings.read(AZURE | {"AZURE_OPENAI_TOKEN_SCOPE": scope}).identity == Identity("developer", scope)
+
+
+class TestChatPage:
+    def test_without_settings_it_is_on_with_its_own_texts(self) -> None:
+        chat = ChatSettings.read({})
+        assert chat == ChatSettings()
+        assert chat.enabled
+        assert chat.page_config() == {"name": "", "greeting": "", "notice": "", "examples": [], "models": []}
+
+    def test_all_settings(self) -> None:
+        chat = ChatSettings.read(
+            {
+                "CHAT_PAGE": " Off ",
+                "CHAT_NAME": " Contoso ",
+                "CHAT_GREETING": "Hello",
+                "CHAT_NOTICE": "No secrets.",
+                "CHAT_EXAMPLES": '["one ", "two"]',
+                "CHAT_MODELS": "a, b,a,",
+            }
+        )
+        assert chat == ChatSettings(False, "Contoso", "Hello", ("one", "two"), "No secrets.", ("a", "b"))
+        assert chat.page_config() == {
+            "name": "Contoso",
+            "greeting": "Hello",
+            "notice": "No secrets.",
+            "examples": ["one", "two"],
+            "models": ["a", "b"],
+        }
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("CHAT_PAGE", "no", "must be on or off."),
+            ("CHAT_NAME", "x" * 61, "must have 60 characters at most."),
+            ("CHAT_GREETING", "x" * 201, "must have 200 characters at most."),
+            ("CHAT_NOTICE", "x" * 501, "must have 500 characters at most."),
+            *(
+                (
+                    "CHAT_EXAMPLES",
+                    text,
+                    'must be a JSON list of 1 to 8 texts of 1 to 300 characters, for example ["Summarise this: "].',
+                )
+                for text in ("x", "[]", '[""]', "[1]", '{"a": "b"}', json.dumps(["x"] * 9), json.dumps(["x" * 301]))
+            ),
+            ("CHAT_MODELS", "two words", "must be names of models, separated by commas."),
+        ],
+    )
+    def test_a_wrong_one_is_an_error_and_has_no_effect(self, name: str, text: str, message: str) -> None:
+        assert errors(AZURE | {name: text}) == {name: message}
+        assert ChatSettings.read({name: text}) == ChatSettings()
+
+    def test_the_longest_texts(self) -> None:
+        texts = {"CHAT_NAME": "x" * 60, "CHAT_GREETING": "x" * 200, "CHAT_NOTICE": "x" * 500}
+        assert Settings.read(AZURE | texts | {"CHAT_EXAMPLES": json.dumps(["x" * 300] * 8)})
 
 
 class TestSecrets:

@@ -1,0 +1,2 @@
+/** Stands in for punycode.js, which markdown-it imports and the page does not use. */
+export default {};
