@@ -21,7 +21,7 @@ from tests.end_to_end.hosting import HostedApp
 
 TOKENS: Final = ["Leaves", " of", " gr\u00fcn", " \U0001f33f", ",", " and", " one", " more", "\n", "line", "."]
 MESSAGES: Final[Any] = [{"role": "user", "content": "Say something."}]
-SILENCE_TIMEOUT: Final = 2.5  # seconds, for the app and for the client that asks directly
+SILENCE_TIMEOUT: Final = 5.0  # seconds, for the app and for the client that asks directly
 CODES: Final = frozenset(problem.code for problem in CATALOGUE)
 
 # Arguments that take less time than a fault's defaults, or that are needed for it to happen at all.
@@ -194,7 +194,7 @@ def results(faulty_app: HostedApp, app_settings: dict[str, str], model_service_p
                 base_url=app_settings["AZURE_OPENAI_ENDPOINT"], http_client=impatient, **options
             )
             through = openai.AsyncOpenAI(base_url=f"{faulty_app.url}/v1", http_client=patient, **options)
-            at_once = asyncio.Semaphore(16)
+            at_once = asyncio.Semaphore(8)  # all of them, and the model service, share this process
 
             async def one(api: str, name: str) -> None:
                 _, ask = APIS[api]

@@ -297,7 +297,7 @@ async def test_the_key_is_required_where_the_description_says_so(
 
     def status(headers: dict[str, str]) -> int:
         body = {"input": "x", "messages": []} if operation in WITH_BODY else None
-        url = described_app.url + path.format(model="x", deployment="x", response_id="resp_1")
+        url = described_app.url + path.format(model="x", deployment="x", response_id="resp_1", name="x")
         return requests.request(method, url, json=body, headers=headers, timeout=30).status_code
 
     for headers in ({}, {"x-functions-key": "another"}):
