@@ -11,13 +11,23 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from relay import openapi, page, telemetry, worker_patches
 from relay.callers.door import Door
 from relay.callers.limits import Limiter
+from relay.callers.owner import owner_of
 from relay.callers.request import CallerRequest
 from relay.callers.routes import Handler, Route, Routes
 from relay.callers.table_store import leased_limits
-from relay.problems import MODEL_NOT_FOUND, NOT_FOUND, Problem
+from relay.problems import (
+    INVALID_REQUEST,
+    MODEL_NOT_FOUND,
+    NOT_FOUND,
+    PREVIOUS_RESPONSE_NOT_FOUND,
+    RESPONSE_NOT_FOUND,
+    Problem,
+)
 from relay.readiness import Readiness
 from relay.settings import ChatSettings, auth_level
+from relay.streaming.resumable import ResumableStream
 from relay.streaming.stream import Stream
+from relay.upstream.background import BackgroundResponses, StoredAnswer
 from relay.upstream.pool import BackendPool
 from relay.upstream.request import Accounts
 from relay.version import VERSION
@@ -25,13 +35,20 @@ from relay.wires import chat_completions as chat_completions_wire
 from relay.wires import embeddings as embeddings_wire
 from relay.wires import models as models_wire
 from relay.wires import responses as responses_wire
+from relay.wires import resumable as resumable_wire
 from relay.wires import stream as stream_wire
 from relay.wires.wire import WireRequest
 
 worker_patches.apply()
 telemetry.silence_noisy_loggers()
 pool = BackendPool.from_environment(os.environ)
-readiness = pool if isinstance(pool, Problem) else Readiness(pool)
+background: BackgroundResponses | Problem
+readiness: Readiness | Problem
+if isinstance(pool, Problem):
+    background = readiness = pool
+else:
+    background = BackgroundResponses(pool)
+    readiness = Readiness(pool, background.members)
 door = Door.from_environment(os.environ)  # None: no callers are named, and the Functions host checks its function key
 limiter = Limiter(None if door is None else leased_limits(door.limits_store))
 started = int(time.time())
@@ -48,7 +65,7 @@ app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])
 @app.route(route="stream", methods=["POST"])
 async def stream(req: Request) -> Response:
     """Answers a prompt, as a stream."""
-    return await admitted(CallerRequest(req), lambda caller: answer(caller, stream_wire.parse))
+    return await admitted(CallerRequest(req), lambda caller: answer(caller, functools.partial(parse_stream, caller)))
 
 
 async def admitted(caller: CallerRequest, handler: Callable[[CallerRequest], Awaitable[Response]]) -> Response:
@@ -59,6 +76,14 @@ async def admitted(caller: CallerRequest, handler: Callable[[CallerRequest], Awa
         return await handler(caller)
     except Exception as error:  # noqa: BLE001 (the worker would answer a bare 500 and log the error's text)
         return caller.internal_error(error)
+
+
+def parse_stream(caller: CallerRequest, body: bytes) -> WireRequest | Problem:
+    """What the body asks for; a stream that can be resumed is its caller's own."""
+    request = stream_wire.parse(body)
+    if isinstance(request, Problem) or not request.resumable:
+        return request
+    return resumable_wire.ResumableRequest(request, owner_of(caller))
 
 
 async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | Problem]) -> Response:
@@ -76,14 +101,93 @@ async def answer(caller: CallerRequest, parse: Callable[[bytes], WireRequest | P
     model = caller.allowed_model(request.model, pool.models)
     if isinstance(model, Problem):
         return caller.reject(model)
+    if isinstance(request, resumable_wire.ResumableRequest):
+        problem = request.check(model, pool.settings)
+        if problem is not None:
+            return caller.reject(problem)
     failover = pool.failover(model, request.response_id, request.wires)
     if isinstance(failover, Problem):
         return caller.reject(failover)
     await pool.connect()
+    if await is_anothers(caller, request.response_id):
+        return caller.reject(RESPONSE_NOT_FOUND if model is Accounts.EVERY else PREVIOUS_RESPONSE_NOT_FOUND)
     if (refused := await caller.reserve(limiter, len(body), counts_tokens=model is not Accounts.EVERY)) is not None:
         return caller.reject(refused)
-    encoder = request.encoder(caller.request.headers.get("accept"))
+    accept = caller.request.headers.get("accept")
+    if isinstance(request, resumable_wire.ResumableRequest) and isinstance(background, BackgroundResponses):
+        resumable = request.encoder(accept)
+        return await ResumableStream(caller, failover, request, resumable, pool.settings, background).respond()
+    encoder = request.encoder(accept)
     return await Stream(caller, failover, request, encoder, pool.settings).respond()
+
+
+@app.route(route="stream/{response_id}", methods=["GET", "HEAD"])
+async def resume_stream(req: Request) -> Response:
+    """Goes on with a stream that can be resumed."""
+    return await admitted(CallerRequest(req), resume)
+
+
+@app.route(route="stream/{response_id}", methods=["DELETE"])
+async def stop_stream(req: Request) -> Response:
+    """Stops the answer of a stream that can be resumed, and deletes it."""
+    return await admitted(CallerRequest(req), stop)
+
+
+async def resume(caller: CallerRequest) -> Response:
+    """The rest of an answer in the background, if it is the caller's."""
+    if isinstance(background, Problem):
+        return caller.reject(background)
+    query, headers = caller.request.query_params.multi_items(), caller.request.headers
+    place = resumable_wire.parse_resumption(caller.last_segment, query, headers)
+    if isinstance(place, Problem):
+        return caller.reject(place)
+    earlier = await own_response(caller, background, place.response_id)
+    if isinstance(earlier, Problem):
+        return caller.reject(earlier)
+    request = place.stream(reasoning=earlier.reasoning)
+    encoder = request.encoder(place.accept)
+    if caller.request.method == "HEAD":  # its answer has no body: a stream would run for no one
+        return caller.response(b"", encoder.media_type)
+    failover = background.pool.failover(request.model, request.response_id)
+    if isinstance(failover, Problem):
+        return caller.reject(failover)
+    if (refused := await caller.reserve(limiter, 0, counts_tokens=False)) is not None:
+        return caller.reject(refused)
+    settings = background.pool.settings
+    return await ResumableStream(caller, failover, request, encoder, settings, background, earlier).respond()
+
+
+async def stop(caller: CallerRequest) -> Response:
+    """Stop an answer in the background, if it is the caller's, and delete it."""
+    if isinstance(background, Problem):
+        return caller.reject(background)
+    response_id = resumable_wire.parse_stop(caller.last_segment)
+    if isinstance(response_id, Problem):
+        return caller.reject(response_id)
+    earlier = await own_response(caller, background, response_id)
+    problem = earlier if isinstance(earlier, Problem) else await background.stop(response_id, caller.request_id)
+    return caller.response(resumable_wire.stopped(response_id)) if problem is None else caller.reject(problem)
+
+
+async def own_response(
+    caller: CallerRequest, responses: BackgroundResponses, response_id: str
+) -> StoredAnswer | Problem:
+    """The response in the background with this id, if it is the caller's."""
+    if not responses.pool.settings.resumable_streams:
+        return NOT_FOUND.with_detail(f"No stream can be resumed here: {resumable_wire.OFF}.")
+    if not await caller.skip_body():
+        return INVALID_REQUEST.with_detail("The request takes no body.")
+    await responses.pool.connect()
+    return await responses.find(response_id, owner_of(caller), caller.request_id)
+
+
+async def is_anothers(caller: CallerRequest, response_id: str | None) -> bool:
+    """Whether the response that a request of OpenAI's API names is the resumable stream of another caller."""
+    if door is None or response_id is None or isinstance(background, Problem):
+        return False
+    if not background.pool.settings.resumable_streams:
+        return False
+    return await background.is_anothers(response_id, owner_of(caller), caller.request_id)
 
 
 def prompts(parse: Callable[..., WireRequest | Problem]) -> Handler:

@@ -151,6 +151,21 @@ _LIST: Final = (
     ("order", "query", {"enum": ["asc", "desc"]}),
 )
 
+# Of the requests that concern a stream that can be resumed. A place is the id of a response, or of an event of it.
+_PLACE: Final = ("response_id", "path", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,256}(\\.[0-9]{1,18})?$"})
+_COUNT_SENT: Final[dict[str, Any]] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_RESUME: Final = (
+    _PLACE,
+    ("Last-Event-ID", "header", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,256}\\.[0-9]{1,18}$"}),
+    ("after", "query", _COUNT_SENT | {"description": "go on after this event: the number behind the dot of its id"}),
+    ("after_bytes", "query", _COUNT_SENT | {"description": "plain text only: go on after so many bytes of the text"}),
+)
+_STOPPED: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "deleted"],
+    "properties": {"id": {"type": "string"}, "deleted": {"const": True}},
+}
+
 # Where OpenAI's API is: the paths of OpenAI, those of Azure OpenAI's v1 API, and those of its API with an api-version.
 _ADDRESSES: Final = {"": "/v1", "azure_": "/openai/v1", "azure_versioned_": "/openai"}
 _API_VERSION: Final[dict[str, Any]] = {
@@ -212,6 +227,16 @@ def document() -> bytes:
                     "post": _operation(
                         "stream", "Answer a prompt, as a stream", stream, "Problem", body="StreamRequest"
                     )
+                },
+                "/stream/{response_id}": {
+                    "get": _resumption(stream),
+                    "delete": _stored(
+                        "stop_stream",
+                        "Stop and delete the answer of a stream that can be resumed",
+                        {"application/json": {"schema": _STOPPED}},
+                        (_PLACE,),
+                        "Problem",
+                    ),
                 },
                 **_openai_paths(),
                 "/ready": {"get": _ready()},
@@ -315,13 +340,22 @@ def _stored(
     summary: str,
     content: dict[str, Any],
     parameters: tuple[tuple[str, str, dict[str, Any]], ...] = (_RESPONSE_ID,),
+    error: str = "OpenAIError",
 ) -> dict[str, Any]:
     """An operation on a stored response: it can fail with every problem that an operation with a body can."""
-    operation = _operation(name, summary, content, "OpenAIError", "ResponseRequest")
+    operation = _operation(name, summary, content, error, "ResponseRequest")
     del operation["requestBody"]
     operation["parameters"] = [
         {"name": name, "in": place, "required": place == "path", "schema": schema} for name, place, schema in parameters
     ]
+    return operation
+
+
+def _resumption(content: dict[str, Any]) -> dict[str, Any]:
+    streams = {media_type: schema for media_type, schema in content.items() if media_type != "application/json"}
+    operation = _stored("resume_stream", "Go on with a stream that can be resumed", streams, _RESUME, "Problem")
+    operation["responses"]["204"] = {"description": "Nothing follows: the end was sent before", "headers": _REQUEST_ID}
+    operation["responses"]["404"]["description"] += "; not_found: The app allows no stream to be resumed"
     return operation
 
 

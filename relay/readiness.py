@@ -129,10 +129,14 @@ class _Probe(NamedTuple):
 
 
 class Readiness:
-    """The document of `GET /ready`, cached, so that the model service is probed rarely and never twice at once."""
+    """The document of `GET /ready`, cached, so that the model service is probed rarely and never twice at once.
 
-    def __init__(self, pool: BackendPool) -> None:
+    `resumable` gives the counts of streams that can be resumed, which are shown where the settings allow these.
+    """
+
+    def __init__(self, pool: BackendPool, resumable: Callable[[], dict[str, int]] | None = None) -> None:
         self._pool = pool
+        self._resumable = resumable if pool.settings.resumable_streams else None
         self._probed_at = -_CACHE_SECONDS
         self._probing: asyncio.Task[list[Finding]] | None = None
         self._findings: list[Finding] = []
@@ -148,12 +152,13 @@ class Readiness:
         serving = {finding.model for finding in self._findings if finding.code is None}
         ready = serving.issuperset(self._pool.models)
         status = "ready" if all(finding.code is None for finding in self._findings) else "degraded"
-        return (200 if ready else 503), msgspec.json.encode(
-            {
-                "status": status if ready else "not_ready",
-                "backends": [finding.members() for finding in self._findings],
-            }
-        ) + b"\n"
+        members: dict[str, Any] = {
+            "status": status if ready else "not_ready",
+            "backends": [finding.members() for finding in self._findings],
+        }
+        if self._resumable is not None:
+            members["resumable"] = self._resumable()
+        return (200 if ready else 503), msgspec.json.encode(members) + b"\n"
 
     async def _probe_all(self) -> list[Finding]:
         try:

@@ -123,6 +123,8 @@ class Settings:
     `api_key_header` is the header that the key is sent in; None: as a bearer token in `Authorization`.
     `failover_after`: how long a deployment may be silent before its answer's headers until the next one is asked; None:
     until the silence timeout ends the stream. `prices` are by model; the record of one that has none has no cost.
+    `resumable_streams`: callers may ask for a stream that can be resumed; `resumable_grace`: how long the response of a
+    lost connection is left alone; `resumable_keep`: it is never deleted.
     """
 
     backends: tuple[BackendSettings, ...]
@@ -138,6 +140,9 @@ class Settings:
     max_body_bytes: int = 1024 * 1024
     max_output_tokens: int = 16384
     prices: Mapping[str, Price] = field(default_factory=dict)
+    resumable_streams: bool = False
+    resumable_grace: float = 900.0
+    resumable_keep: bool = False
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -168,6 +173,9 @@ class Settings:
             max_body_bytes=parser.whole("MAX_BODY_BYTES", cls.max_body_bytes, least=1, most=100 * 1024 * 1024),
             max_output_tokens=parser.whole("MAX_OUTPUT_TOKENS", cls.max_output_tokens, least=1, most=1_000_000),
             prices=parser.prices("TOKEN_PRICES"),
+            resumable_streams=parser.switch("RESUMABLE_STREAMS"),
+            resumable_grace=parser.seconds("RESUMABLE_GRACE_SECONDS", cls.resumable_grace, least=0, most=3600),
+            resumable_keep=parser.switch("RESUMABLE_KEEP"),
         )
         ChatSettings._parse(parser)
         if parser.errors:
@@ -351,6 +359,13 @@ class _Parser:
             f"prices of a million tokens{where}.",
         )
         return {}
+
+    def switch(self, setting: str) -> bool:
+        """Off unless it is 1. A number, as all settings that Terraform's `relay_settings` takes."""
+        text = self.text(setting)
+        if text not in ("", "0", "1"):
+            self.add_error(setting, "must be 1 (on) or 0 (off).")
+        return text == "1"
 
     def backends(self) -> tuple[BackendSettings, ...]:
         several = self.text("AZURE_OPENAI_BACKENDS")

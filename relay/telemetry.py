@@ -32,9 +32,10 @@ class Record:
     """What is recorded of one stream while it runs. Times are in seconds since the request was read.
 
     `model` is the model asked for, None for a request that concerns none; `operation` is what was asked of it.
-    `outcome` is `completed`, `failed` or `cancelled`; `code` is the problem's code and `reason` its details; `refusals`
-    are those of the backends that were asked before. `caller` is who asked, where callers are named, and `caller_id`
-    tells its keys apart, or is the id of its identity; `caller_is_named`: it is one of the settings'.
+    `outcome` is `completed`, `continued`, `failed` or `cancelled`; `code` is the problem's code and `reason` has
+    details; `refusals` are those of the backends that were asked before. `caller` is who asked, where callers are
+    named, and `caller_id` tells its keys apart, or is the id of its identity; `caller_is_named`: it is one of the
+    settings'.
     `limits_store_away`: its limits were held by this instance's count alone. `stream`: the model service was asked for
     an event stream. `server` is the host and port of the backend's account. `cost` is in the currency of the settings'
     prices.
@@ -265,6 +266,27 @@ def log_refused_additions(backend: str, refused: list[str]) -> None:
 def log_proxy(proxy: str) -> None:
     """Log that requests to the model service go through a proxy, whose address has no credentials in it."""
     _print({"event": "proxy", "relay.proxy": proxy})
+
+
+def log_not_stopped(request_id: str, response_id: str, reason: str) -> None:
+    """Log that the model service did not stop a response; its id is no secret, as it is read with a credential only."""
+    _log_response("not_stopped", request_id, response_id, reason)
+
+
+def log_left_behind(request_id: str, response_id: str, reason: str) -> None:
+    """Log that the model service did not delete a response: it keeps the prompt and the answer until they expire."""
+    _log_response("left_behind", request_id, response_id, reason)
+
+
+def _log_response(event: str, request_id: str, response_id: str, reason: str) -> None:
+    _print(
+        {
+            "event": event,
+            "gen_ai.response.id": response_id,
+            "relay.reason": reason,
+            "relay.request_id": request_id,
+        }
+    )
 
 
 def log_rejection(request_id: str, invocation_id: str, code: str, caller: str | None = None) -> None:

@@ -330,7 +330,7 @@ def relay_setting_ranges() -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize("name", sorted(relay_setting_ranges()))
 def test_relay_setting_range_is_that_of_the_relay(name: str) -> None:
     required = {"AZURE_OPENAI_ENDPOINT": "https://a.openai.azure.com/", "AZURE_OPENAI_DEPLOYMENTS": "a"}
-    step = 1 if name.startswith("MAX_") else 0.01
+    step = 0.01 if name.endswith("_SECONDS") else 1
     minimum, maximum = relay_setting_ranges()[name]
     for valid, invalid in ((minimum, minimum - step), (maximum, maximum + step)):
         Settings.read(required | {name: str(valid)})

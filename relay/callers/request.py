@@ -132,6 +132,23 @@ class CallerRequest:
             )
         return bytes(body)
 
+    @property
+    def last_segment(self) -> str:
+        """The last segment of the path, decoded."""
+        path: str = self.request.scope["path"]
+        return path.rstrip("/").rpartition("/")[2]
+
+    async def skip_body(self) -> bool:
+        """Read over the body of a request that takes none; False where there is one."""
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT):
+                async for chunk in self.request.stream():
+                    if chunk:
+                        return False
+        except (ClientDisconnect, TimeoutError):
+            return False
+        return True
+
     async def wait_for_disconnect(self) -> None:
         """Return when the client has closed the connection; to be called only after the body was read."""
         while (await self.request.receive())["type"] != "http.disconnect":

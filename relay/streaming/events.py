@@ -39,6 +39,31 @@ class Verbatim(Text):
     usage: bool = False
 
 
+# Of a stream that can be resumed. `event_id` is RESPONSE.N: the id of the response and the sequence number of the
+# upstream event after which to go on. It is in ASCII, without white space.
+
+
+@dataclass(frozen=True, slots=True)
+class ResumableText(Text):
+    """Text, and where to go on after it."""
+
+    event_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ResumableReasoning(Reasoning):
+    """A part of the reasoning, and where to go on after it."""
+
+    event_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Position(Reasoning):
+    """Where to go on from here, after events without output; `json` is an empty string."""
+
+    event_id: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """The answer is complete; `document` is the whole response where no stream was requested from the upstream.
@@ -53,6 +78,11 @@ class Done:
     content_filter: dict[str, Any] | None = None
     document: bytes | None = None
     closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Continued(Done):
+    """The stream ends and its answer goes on: the caller goes on after the last event that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +159,8 @@ class Encoder(Protocol):
         """A part of the answer; raises `AnswerTooLongError`."""
         ...
 
-    def done(self, done: Done) -> bytes:
-        """The end of a complete answer."""
+    def done(self, done: Done) -> bytes | None:
+        """The end of a complete answer; None where only breaking the connection can express it (`Continued`)."""
         ...
 
     def failed(self, failed: Failed, request_id: str) -> bytes | None:

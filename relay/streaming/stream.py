@@ -36,15 +36,14 @@ from relay.usage import Usage
 _TERMINAL_EVENT_TIMEOUT: Final = 10.0  # seconds that a caller who does not read is given to take the terminal event
 # Seconds between the last bytes of a stream that breaks off and the break. The host makes the break a reset of the
 # caller's connection, and a reset drops all that has not reached the caller.
-_BREAK_DELAY: Final = 1.0
+BREAK_DELAY: Final = 1.0
 
 # Seconds for which the usage is waited for after the end of an answer that has none.
 _LATE_USAGE_TIMEOUT: Final = 0.5
 # Seconds of silence after a finish reason after which an answer ends that its model service does not end.
 _SILENCE_AFTER_FINISH: Final = 5.0
 
-_Termination = Literal["disconnect", "deadline", "silence"]
-
+Termination = Literal["disconnect", "deadline", "silence", "stopped"]
 
 _MEDIA_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}", re.IGNORECASE)
 
@@ -112,7 +111,7 @@ class Stream:
         self._committed: asyncio.Future[Failed | bytes | None] = self._loop.create_future()
         self._sender: asyncio.Future[Send] = self._loop.create_future()
         self._send: Send | None = None
-        self._termination: _Termination | None = None
+        self._termination: Termination | None = None
         self._terminal_decided = False
         self._answer: Answer | None = None
         self._pending = b""  # encoded text that goes out in one write with what follows it
@@ -162,7 +161,10 @@ class Stream:
             return self._caller.response(result, self._encoder.media_type)
         if self._termination == "disconnect":
             return self._caller.client_closed_request()
-        return _StreamResponse(self._caller.headers(self._encoder.media_type), self, ping=not in_time)
+        return _StreamResponse(self._headers(), self, ping=not in_time)
+
+    def _headers(self) -> dict[str, str]:
+        return self._caller.headers(self._encoder.media_type)
 
     async def send_to(self, send: Send, *, ping: bool) -> None:
         """Send the body of the response by `send`; returns when the stream has ended.
@@ -178,7 +180,7 @@ class Stream:
         try:
             await asyncio.wait((self._task,))
             if not (self._body_ended or self._task.cancelled() or self._termination == "disconnect"):
-                await asyncio.sleep(self._watchdog.last_written + _BREAK_DELAY - self._loop.time())
+                await asyncio.sleep(self._watchdog.last_written + BREAK_DELAY - self._loop.time())
         finally:
             self._task.cancel()  # no effect on a task that has ended; otherwise the web server is shutting down
 
@@ -377,7 +379,7 @@ class Stream:
         """Whether a failure now becomes the HTTP status: nothing was sent, and no text waits to be sent before it."""
         return not self._committed.done() and (self._encoder.whole or not self._pending)
 
-    def _terminal_event(self, termination: _Termination) -> Done | Failed | None:
+    def _terminal_event(self, termination: Termination) -> Done | Failed | None:
         """The terminal event of a stream that was terminated; None when there is no one to send it to.
 
         An answer that is complete, and whose model service only did not end it, is complete all the same.
@@ -386,7 +388,7 @@ class Stream:
         if termination != "disconnect" and self._decoder.complete:
             return self._take(self._decoder.cut(""))
         match termination:
-            case "disconnect":
+            case "disconnect" | "stopped":
                 return None
             case "deadline":
                 return Failed(DEADLINE_EXCEEDED, f"no end after {self._settings.stream_deadline:g} s", usage)
@@ -432,8 +434,6 @@ class Stream:
         if decoder.usage is None and decoder.deltas and self._request.counts_usage:
             record.usage = Usage(self._request.estimated_input_tokens(), decoder.deltas)  # a delta is about a token
             record.usage_estimated = True
-        if record.usage is not None and (price := self._settings.prices.get(record.model or "")) is not None:
-            record.cost = price.cost(record.usage)
         if isinstance(terminal, Done):
             record.outcome, record.status = "completed", 200
         elif isinstance(terminal, Failed):
@@ -456,6 +456,9 @@ class Stream:
 
     def _end(self) -> None:
         self._clean_up()
+        record = self._record
+        if record.usage is not None and (price := self._settings.prices.get(record.model or "")) is not None:
+            record.cost = price.cost(record.usage)
         self._caller.settle(self._record, answering=self._prompt_read)
         report(self._record)
 
@@ -531,7 +534,7 @@ class Stream:
         await self._caller.wait_for_disconnect()
         self._terminate("disconnect")
 
-    def _terminate(self, termination: _Termination) -> None:
+    def _terminate(self, termination: Termination) -> None:
         """End the stream early, unless it is just ending by itself."""
         if self._termination is None and not self._terminal_decided:
             self._termination = termination

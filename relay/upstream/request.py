@@ -23,6 +23,7 @@ STREAM_OPTIONS: Final = "stream_options"
 # llama-cpp-python know only the second and ignore the first (mozilla-ai/any-llm#867, abetlen/llama-cpp-python#1907).
 OUTPUT_LIMITS: Final = ("max_completion_tokens", "max_tokens")
 RESPONSE_OUTPUT_LIMIT: Final = "max_output_tokens"
+OWNER: Final = "relay_caller"  # in the metadata of a response in the background: whose it is
 MIN_RESPONSE_OUTPUT: Final = 16  # the least output limit that the Responses API accepts
 
 

@@ -101,15 +101,15 @@ class Output:
 
     def _end_text(self) -> None:
         if self.strings:
-            self._events.append(_joined(self.strings))
+            self._events.append(Text(joined(self.strings)))
             self.strings = []
 
 
-def _joined(strings: list[bytes]) -> Text:
+def joined(strings: list[bytes]) -> bytes:
     """The JSON strings as one: concatenated, without the quotation marks between them."""
     if len(strings) == 1:
-        return Text(strings[0])
-    return Text(b'"%b"' % b"".join([string[1:-1] for string in strings]))
+        return strings[0]
+    return b'"%b"' % b"".join([string[1:-1] for string in strings])
 
 
 class WholeDocumentDecoder:

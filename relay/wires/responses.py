@@ -20,7 +20,7 @@ from relay.upstream.request import Accounts, ModelName, UpstreamRequest, respons
 from relay.wires.chat_completions import DocumentEncoder
 from relay.wires.json_members import LookAlikes, MemberReader
 from relay.wires.openai_members import problem_of, read_members
-from relay.wires.responses_decoders import DocumentDecoder, EventDecoder, EventEncoder
+from relay.wires.responses_decoders import RESPONSE_ID, DocumentDecoder, EventDecoder, EventEncoder
 
 UPSTREAM_PATH: Final = "/responses"
 
@@ -156,7 +156,6 @@ class StoredResponse:
         return EventEncoder(starting_after=self.starting_after) if self.stream else DocumentEncoder()
 
 
-_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")  # so that an id is one segment of a path, and stays one
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _MAX_PARAMETERS: Final = 32
 _MAX_VALUE_LENGTH: Final = 256  # characters
@@ -198,7 +197,7 @@ def _stored(
     query: Query,
     known: frozenset[str],
 ) -> StoredResponse | Problem:
-    if not _ID.fullmatch(response_id):
+    if not RESPONSE_ID.fullmatch(response_id):
         return INVALID_REQUEST.with_errors(
             FieldError("response_id", "must be the id of a response: letters, digits, _ and -, 256 at most")
         )
@@ -224,7 +223,7 @@ def _query_errors(parameters: list[tuple[str, str]], known: frozenset[str]) -> l
     for name, value in parameters:
         if name not in known:
             expected = f"leave it out, or use {', '.join(sorted(known))}" if known else "leave it out"
-            shown = name if _ID.fullmatch(name) else "query"
+            shown = name if RESPONSE_ID.fullmatch(name) else "query"
             errors.append(FieldError(shown, f"is not a parameter of this request; {expected}"))
         elif len(value) > _MAX_VALUE_LENGTH:
             errors.append(FieldError(name, f"must have {_MAX_VALUE_LENGTH} characters at most"))

@@ -6,6 +6,7 @@ parsed but those that end a response, and those before the first output. Sources
 """
 
 import json
+import re
 from dataclasses import replace
 from typing import Any, Final
 
@@ -85,6 +86,8 @@ class ResponseEvent(Struct, gc=False):
     refusal: Raw = Raw(b"null")
 
 
+RESPONSE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")  # so that an id is one segment of a path, and stays one
+
 _MAX_TYPE_LENGTH: Final = 80  # bytes of an event's type
 _TYPE: Final = b'{"type":"'
 _PREFIX: Final = b"response."  # of the type of every event but `error`
@@ -101,7 +104,7 @@ _ERRORS: Final = frozenset((_ERROR, b"response.error"))
 # until then another backend may take over, and the caller must not see the start of two responses.
 _ACCEPTED: Final = frozenset((b"response.created", b"response.queued", b"response.in_progress"))
 # These announce what is to follow, and are no output either as long as they are empty.
-_ANNOUNCED: Final = frozenset(
+ANNOUNCED: Final = frozenset(
     (b"response.output_item.added", b"response.content_part.added", b"response.reasoning_summary_part.added")
 )
 _INCOMPLETE: Final = ("max_output_tokens", "content_filter", "incomplete")  # reasons why a response is not complete
@@ -412,7 +415,7 @@ def _is_output(kind: bytes, event: ResponseEvent) -> bool:
     """Whether the event is more than the announcement of output to come."""
     if kind in _ACCEPTED or not kind.startswith(_PREFIX):
         return False
-    if kind not in _ANNOUNCED:
+    if kind not in ANNOUNCED:
         return True
     announced = event.part if bytes(event.item) == NULL else event.item
     try:

@@ -27,10 +27,10 @@ from relay.wires.responses_decoders import (
 
 # The events that carry a piece of the output, and those that end a part of it with all of its text in them.
 _TEXT: Final = frozenset((b"response.output_text.delta", b"response.refusal.delta"))
-_TEXT_DONE: Final = frozenset((b"response.output_text.done", b"response.refusal.done"))
+TEXT_DONE: Final = frozenset((b"response.output_text.done", b"response.refusal.done"))
 _REASONING: Final = frozenset((b"response.reasoning_summary_text.delta", b"response.reasoning_text.delta"))
 _REASONING_DONE: Final = frozenset((b"response.reasoning_summary_text.done", b"response.reasoning_text.done"))
-_READ_FOR_TEXT: Final = READ_ALWAYS | _TEXT | _TEXT_DONE
+_READ_FOR_TEXT: Final = READ_ALWAYS | _TEXT | TEXT_DONE
 _READ_FOR_REASONING: Final = _READ_FOR_TEXT | _REASONING | _REASONING_DONE
 
 _EMPTY: Final = b'""'
@@ -71,7 +71,7 @@ class ResponseTextDecoder(ResponseStreamDecoder):
         if kind in _TEXT:
             self._in_text = True
             return self._add_text(event.delta)
-        if kind in _TEXT_DONE:
+        if kind in TEXT_DONE:
             whole, self._in_text = not self._in_text, False
             return self._add_text(event.refusal if bytes(event.text) == NULL else event.text) if whole else None
         if self._reasoning and kind in _REASONING:
@@ -128,10 +128,11 @@ class ResponseTextDecoder(ResponseStreamDecoder):
         return Done(self.finish_reason, self.model, self.usage, self.id, content_filter, closed=True)
 
     def _read_output(self, output: Raw) -> None:
-        """The text and the reasoning of a whole response."""
+        """The text of a whole response, and its reasoning where none of that has come."""
+        reasoning = self._reasoning and not (self._in_reasoning or self._reasoned)
         for item in _objects(_value(output)):
             parts = _objects(item.get("content"))
-            if item.get("type") == "reasoning" and self._reasoning:
+            if item.get("type") == "reasoning" and reasoning:
                 for thought in (*_objects(item.get("summary")), *parts):
                     self._add_reasoning(as_raw(thought.get("text")))
                     self._reasoned = True

@@ -130,6 +130,7 @@ class StreamRequest(_Strict):
     reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     reasoning_summary: Literal["auto", "concise", "detailed"] | None = None
     stream: bool = True
+    resumable: bool = False
 
     @property
     def response_id(self) -> None:

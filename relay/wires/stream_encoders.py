@@ -74,7 +74,7 @@ class PlainTextEncoder(Encoder):
             decoded, self._half = decoded[:-1], decoded[-1]
         return _utf8(decoded)
 
-    def done(self, done: Done) -> bytes:
+    def done(self, done: Done) -> bytes | None:
         text, self._half = self._half, ""
         return _utf8(text)
 

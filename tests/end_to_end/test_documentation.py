@@ -1,6 +1,7 @@
 """The examples of README and `docs/`, run as they are written, against the app on its host."""
 
 import asyncio
+import json
 import re
 import shutil
 import sys
@@ -68,6 +69,29 @@ async def run(*command: str, stdin: str = "") -> str:
     return output.decode()
 
 
+def of_resumable(code: str) -> bool:
+    """Whether the example is of a stream that can be resumed, which the app must allow."""
+    return "resumable" in code
+
+
+@pytest.fixture(scope="module")
+def resumable_app(functions_app: Callable[..., HostedApp], app_settings: dict[str, str]) -> HostedApp:
+    """The app, which allows streams that can be resumed."""
+    backend = {
+        "endpoint": app_settings["AZURE_OPENAI_ENDPOINT"],
+        "deployment": DEFAULT_DEPLOYMENT,
+        "wire": "responses",
+    }
+    return functions_app(env={"AZURE_OPENAI_BACKENDS": json.dumps([backend]), "RESUMABLE_STREAMS": "1"})
+
+
+@pytest.fixture
+def cut_service(model_service: ModelService) -> ModelService:
+    """The model service breaks off twice, so that each client has to go on."""
+    model_service.faults[DEFAULT_DEPLOYMENT] = ["cut-midway-1", None, "cut-midway-2"]
+    return model_service
+
+
 @pytest.mark.parametrize("command", cases([(page, command) for page in PAGES for command in commands(page)]))
 async def test_a_command(command: str, documented_app: HostedApp, model_service: ModelService) -> None:
     output = await run("bash", "-c", command.replace(ADDRESS, documented_app.url))
@@ -91,7 +115,7 @@ async def test_python(documented_app: HostedApp, model_service: ModelService) ->
     program = ""
     answers = 0
     for page in PAGES:
-        for index, code in enumerate(blocks(page, "python")):
+        for index, code in enumerate(code for code in blocks(page, "python") if not of_resumable(code)):
             source = code if "import openai" in code else CLIENT + code
             answers += "print(" in source
             program += f"exec(compile({source!r}, '{page.name}, example {index}', 'exec'), {{}}); print()\n"
@@ -100,7 +124,40 @@ async def test_python(documented_app: HostedApp, model_service: ModelService) ->
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
-@pytest.mark.parametrize("code", cases([(page, code) for page in PAGES for code in blocks(page, "js")]))
+@pytest.mark.parametrize(
+    "code", cases([(page, code) for page in PAGES for code in blocks(page, "js") if not of_resumable(code)])
+)
 async def test_javascript(code: str, documented_app: HostedApp, model_service: ModelService) -> None:
     output = await run("node", "--input-type=module", "-", stdin=code.replace(ADDRESS, documented_app.url))
     assert "".join(output.split()) == "1,2,3"
+
+
+async def test_python_that_goes_on(resumable_app: HostedApp, cut_service: ModelService) -> None:
+    (code,) = [code for page in PAGES for code in blocks(page, "python") if of_resumable(code)]
+    output = await run(sys.executable, "-", stdin=code.replace(ADDRESS, resumable_app.url))
+    assert output.strip() == "1, 2, 3"
+    assert [it.path.count("/resp_") for it in cut_service.requests] == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+async def test_javascript_that_goes_on(resumable_app: HostedApp, cut_service: ModelService) -> None:
+    by_itself, source = [code for page in PAGES for code in blocks(page, "js") if of_resumable(code)]
+    output = await run("node", "--input-type=module", "-", stdin=by_itself.replace(ADDRESS, resumable_app.url))
+    assert "".join(output.split()) == "1,2,3"
+    assert [it.path.count("/resp_") for it in cut_service.requests] == [0, 1, 1, 1, 1]
+    (response,) = cut_service.responses
+    cut_service.faults[DEFAULT_DEPLOYMENT] = [None, "cut-midway-2"]
+    # Node, unlike a browser, ends while its event source waits to connect again.
+    alive = "const alive = setInterval(() => source.readyState === 2 && clearInterval(alive), 20);"
+    code = f"const id = '{response.id}';\n{source}\n{alive}"
+    options = ("--experimental-eventsource", "--input-type=module", "-")
+    output = await run("node", *options, stdin=code.replace(ADDRESS, resumable_app.url))
+    assert "".join(output.split()) == "1,2,3"
+    assert len(cut_service.requests) == 9, "the event source has connected twice"
+
+
+async def test_curl_that_goes_on(resumable_app: HostedApp, cut_service: ModelService, tmp_path: Path) -> None:
+    (code,) = [code for page in PAGES for code in blocks(page, "bash") if of_resumable(code)]
+    await run("bash", "-c", f"cd {tmp_path}\n" + code.replace(ADDRESS, resumable_app.url))
+    assert (tmp_path / "answer.txt").read_text() == "1, 2, 3"
+    assert [it.path.count("/resp_") for it in cut_service.requests] == [0, 1, 1, 1, 1]

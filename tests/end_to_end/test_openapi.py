@@ -178,6 +178,10 @@ async def test_valid_stream_request(send: Send, model_service: ModelService) -> 
     @fuzz
     @given(requests_for(("/stream", "post"), GenerationMode.POSITIVE), st.sampled_from(STREAMS))
     def check(case: Case, accept: str) -> None:
+        if case.body.pop("resumable", False):
+            case.body["resumable"] = True
+            assert send(case, accept=accept).status_code == 400, "the app does not allow it"
+            del case.body["resumable"]
         if case.body.get("model"):
             assert send(case, accept=accept).status_code == 404
             del case.body["model"]

@@ -67,7 +67,36 @@ def test_the_operations_are_these_and_those_of_openai(document: dict[str, Any]) 
     found = {(method, path) for path, methods in document["paths"].items() for method in methods}
     others = found - set(OPERATIONS)
     assert found >= set(OPERATIONS)
-    assert all(path.startswith(("/v1/", "/openai/")) for _, path in others - {("get", "/"), ("get", CHAT_ASSET)})
+    others -= {("get", "/"), ("get", CHAT_ASSET)}
+    assert all(path.startswith(("/v1/", "/openai/", "/stream/")) for _, path in others)
+
+
+def test_the_operations_of_streams_that_can_be_resumed(document: dict[str, Any]) -> None:
+    operations = document["paths"]["/stream/{response_id}"]
+    assert {method: it["operationId"] for method, it in operations.items()} == {
+        "get": "resume_stream",
+        "delete": "stop_stream",
+    }
+    resume, stop = operations["get"], operations["delete"]
+    named = [(it["name"], it["in"], it["required"]) for it in resume["parameters"]]
+    assert named == [
+        ("response_id", "path", True),
+        ("Last-Event-ID", "header", False),
+        ("after", "query", False),
+        ("after_bytes", "query", False),
+    ]
+    assert stop["parameters"] == resume["parameters"][:1]
+    assert resume["responses"]["200"]["content"] == content(dict.fromkeys(STREAMS, "string"))
+    assert resume["responses"]["204"]["headers"] == REQUEST_ID
+    schema = stop["responses"]["200"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == set(schema["required"]) == {"id", "deleted"}
+    for operation in (resume, stop):
+        assert operation["security"] == KEYED
+        assert operation["summary"]
+        assert "requestBody" not in operation
+        assert {*operation["responses"]} - {"204"} == ERRORS | {"200", "401"}
+        assert operation["responses"]["404"]["content"] == content({PROBLEM_JSON: "Problem"})
+    assert "not_found" in resume["responses"]["404"]["description"]
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)

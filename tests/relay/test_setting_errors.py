@@ -39,6 +39,7 @@ def entry(**members: Any) -> dict[str, Any]:
         ("UPSTREAM_CONNECT_TIMEOUT_SECONDS", "upstream_connect_timeout", "0.1", "60", "10"),
         ("UPSTREAM_SILENCE_TIMEOUT_SECONDS", "upstream_silence_timeout", "0.1", "3600", "120"),
         ("FAILOVER_AFTER_SECONDS", "failover_after", "0.1", "3600", "10"),
+        ("RESUMABLE_GRACE_SECONDS", "resumable_grace", "0", "3600", "900"),
     ],
 )
 def test_seconds(setting: str, attribute: str, least: str, most: str, example: str) -> None:
@@ -64,8 +65,19 @@ def test_whole_numbers(setting: str, attribute: str, most: int, example: int) ->
         assert errors(AZURE | {setting: bad}) == [(setting, message)]
 
 
+@pytest.mark.parametrize(
+    ("setting", "attribute"), [("RESUMABLE_STREAMS", "resumable_streams"), ("RESUMABLE_KEEP", "resumable_keep")]
+)
+def test_switches(setting: str, attribute: str) -> None:
+    for text, on in (("", False), ("0", False), ("1", True)):
+        assert getattr(Settings.read(AZURE | {setting: text}), attribute) is on
+    for bad in ("2", "true", "on", "-1"):
+        assert errors(AZURE | {setting: bad}) == [(setting, "must be 1 (on) or 0 (off).")]
+
+
 def test_the_defaults() -> None:
     settings = Settings.read(AZURE)
+    assert (settings.resumable_streams, settings.resumable_grace, settings.resumable_keep) == (False, 900, False)
     assert settings.failover_after is None
     assert (settings.upstream_connect_timeout, settings.upstream_silence_timeout) == (10, 120)
 

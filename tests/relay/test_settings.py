@@ -487,6 +487,9 @@ def test_every_number_is_read() -> None:
             "FAILOVER_AFTER_SECONDS": "6",
             "MAX_BODY_BYTES": "7",
             "MAX_OUTPUT_TOKENS": "8",
+            "RESUMABLE_STREAMS": "1",
+            "RESUMABLE_GRACE_SECONDS": "9",
+            "RESUMABLE_KEEP": "1",
         }
     )
     assert settings == Settings(
@@ -500,6 +503,9 @@ def test_every_number_is_read() -> None:
         failover_after=6,
         max_body_bytes=7,
         max_output_tokens=8,
+        resumable_streams=True,
+        resumable_grace=9,
+        resumable_keep=True,
     )
     defaults = Settings.read(AZURE)
     assert defaults == Settings(settings.backends, identity=settings.identity)

@@ -11,10 +11,10 @@ import pytest
 
 from relay.problems import CATALOGUE, CLIENT_CLOSED_REQUEST, DEADLINE_EXCEEDED, UPSTREAM_TIMEOUT
 from relay.streaming.stream import (
-    _BREAK_DELAY,
     _LATE_USAGE_TIMEOUT,
     _SILENCE_AFTER_FINISH,
     _TERMINAL_EVENT_TIMEOUT,
+    BREAK_DELAY,
 )
 from relay.telemetry import Record
 from relay.upstream.failures import Refusal
@@ -299,10 +299,10 @@ def _check_break(world: World, record: Record) -> None:
     broken = caller.status == 200 and not caller.ended and not caller.gone
     if broken:
         last = max((when for when, _ in caller.writes), default=world.began)
-        assert closed_at >= last + _BREAK_DELAY, "the last bytes had no time to leave"
+        assert closed_at >= last + BREAK_DELAY, "the last bytes had no time to leave"
         if "stop reading" in world.scenario.caller:
             last = world.recorded_at
-        assert closed_at <= max(world.recorded_at, last + _BREAK_DELAY), "the break is late"
+        assert closed_at <= max(world.recorded_at, last + BREAK_DELAY), "the break is late"
     elif "stop reading" not in world.scenario.caller and not (caller.gone and record.outcome == "failed"):
         assert closed_at <= world.recorded_at, "the end is late"
 
