@@ -126,7 +126,7 @@ class ResumableStream(Stream):
             done = self._without_more(self._stored)
             if done is not None:
                 return done
-        if terminal.problem.code == UPSTREAM_INTERRUPTED.code and self._output_begun and self._position.can_continue:
+        if terminal.problem.code == UPSTREAM_INTERRUPTED.code and self._output_begun and self._can_continue():
             return Continued(None, self._decoder.model, None, self._decoder.id)
         if self._stored is None and not self._output_begun:
             self._abandon()
@@ -140,6 +140,12 @@ class ResumableStream(Stream):
             self._nothing_left = True
             return Done(None, None, None, stored.id, closed=True)
         return None
+
+    def _can_continue(self) -> bool:
+        """Whether the caller can be told to go on: by an event, or by breaking off what was begun."""
+        if self._decoder.id is None or not self._position.can_continue:
+            return False
+        return self._committed.done() or bool(self._pending) or not self._encoder.breaks_off
 
     def _abandon(self) -> None:
         """Another deployment may answer, or none: no one will ask for the response of this one."""
@@ -163,7 +169,7 @@ class ResumableStream(Stream):
         if not decoder.complete:
             if termination == "stopped":
                 return Done(_CANCELLED, decoder.model, None, decoder.id, closed=True)
-            if termination in ("deadline", "silence") and decoder.id is not None and self._position.can_continue:
+            if termination in ("deadline", "silence") and self._can_continue():
                 return Continued(None, decoder.model, None, decoder.id)
         return super()._terminal_event(termination)
 

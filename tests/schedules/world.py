@@ -153,6 +153,7 @@ class ScriptedBackend:
         self.index = index
         self.name = f"backend-{index}"
         self.remaining = list(script)
+        self.played: list[UpstreamStep] = []
         self.asked = 0  # times
         self.refusals = 0  # that were received
         self.asked_at = 0.0  # in the loop's time
@@ -207,6 +208,7 @@ class ScriptedBackend:
 
     def act(self) -> None:
         step = self.remaining.pop(0)
+        self.played.append(step)
         now = self.last_step = asyncio.get_running_loop().time()
         if not isinstance(step, Send) or step.progress:
             self.last_progress = now
@@ -392,14 +394,17 @@ class World:
         self.closed_at: float | None = None  # when the response was over: the web server closes what has no end
         self.cancelled = False  # the stream's task was, from outside
         self.responded_at: float | None = None
-        self.stream = Stream(
+        self.stream = self.new_stream()
+        self.function = loop.create_task(self._call_function())
+
+    def new_stream(self) -> Stream:
+        return Stream(
             cast(Any, self.caller),
             Failover("model", list(self.pool)),
-            scenario.request,
+            self.scenario.request,
             self.encoder,
             self.settings,
         )
-        self.function = loop.create_task(self._call_function())
 
     async def _call_function(self) -> Response:
         response = await self.stream.respond()
