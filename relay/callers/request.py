@@ -34,6 +34,7 @@ _EXPOSED_HEADERS: Final = ", ".join(
         "Retry-After",
         "WWW-Authenticate",
         "X-Request-Id",
+        "X-Response-Id",
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     )
 )

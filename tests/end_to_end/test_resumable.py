@@ -5,6 +5,7 @@ tests/relay/streaming/test_resumable.py.
 """
 
 import asyncio
+import hashlib
 import json
 import random
 import time
@@ -15,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from local.key import new_key
 from local.model_service import DEFAULT_DEPLOYMENT, MANUAL_PACE, ModelService
 from tests.end_to_end.answers import BREAKS, NDJSON, PLAIN, SSE, STREAMS
 from tests.end_to_end.hosting import HostedApp, eventually, own_host
@@ -385,3 +387,88 @@ async def test_it_is_off_by_default(
 async def test_nothing_private_is_logged(client: httpx.AsyncClient, app: HostedApp) -> None:
     await Reader(client).begin()
     assert "Grün" not in app.output
+
+
+KEYS: Final = {name: new_key() for name in ("a", "b")}
+
+
+@pytest.fixture(scope="module")
+def caller_app(functions_app: Callable[..., HostedApp], model_service_port: int) -> HostedApp:
+    """The same, with two callers."""
+    callers = {name: {"key_digests": [hashlib.sha256(key.encode()).hexdigest()]} for name, key in KEYS.items()}
+    return functions_app(env=settings_for(model_service_port, CALLERS=json.dumps(callers)))
+
+
+def code_of(answer: httpx.Response) -> str:
+    members = answer.json()
+    return str(members.get("error", members)["code"])
+
+
+async def test_no_answer_of_another_caller_can_be_read_or_stopped(
+    caller_app: HostedApp, model_service: ModelService
+) -> None:
+    model_service.answer(TEXT)
+    headers = {name: {"x-functions-key": key} for name, key in KEYS.items()}
+    async with caller_app.client(headers=headers["a"]) as mine, caller_app.client(headers=headers["b"]) as other:
+        reader = Reader(mine)
+        await reader.begin(400)
+        assert reader.text != TEXT
+        response_id = reader.response_id
+        assert KEYS["a"] not in json.dumps(model_service.requests[0].body)
+        made = len(model_service.requests)
+        stored = f"/v1/responses/{response_id}"
+        attempts = [(method, f"/stream/{it}") for it in (response_id, reader.last_id) for method in ("GET", "DELETE")]
+        attempts += [("GET", stored), ("DELETE", stored), ("POST", f"{stored}/cancel")]
+        attempts += [("GET", f"{stored}?stream=true"), ("GET", f"{stored}/input_items")]
+        for method, path in attempts:
+            answer = await other.request(method, path)
+            unknown = await other.request(method, path.replace(response_id, "resp_" + "0" * 48))
+            assert (answer.status_code, unknown.status_code) == (404, 404), (method, path)
+            assert code_of(answer) == code_of(unknown) == "response_not_found"
+        assert (await other.head(f"/stream/{response_id}")).status_code == 404
+        follow = {"model": DEFAULT_DEPLOYMENT, "input": "What did I ask?", "previous_response_id": response_id}
+        refused = await other.post("/v1/responses", json=follow)
+        assert (refused.status_code, code_of(refused)) == (400, "previous_response_not_found")
+        asked = [it.path for it in model_service.requests[made:] if response_id in it.path]
+        assert not any("/cancel" in path or "input_items" in path for path in asked)
+        assert model_service.responses.get(response_id) is not None
+        await reader.read_to_the_end()
+        assert reader.text == TEXT
+        assert (await mine.get(f"/v1/responses/{response_id}")).status_code == 200
+        assert (await mine.delete(f"/stream/{response_id}")).status_code == 200
+
+
+async def test_the_official_client_resumes_a_response_event_by_event(
+    app: HostedApp, model_service: ModelService
+) -> None:
+    """By parameters of its own, which are passed through: cut anywhere, also while it resumes, no event is lost."""
+    model_service.answer(TEXT)
+    model_service.tokens_per_second = 400
+    dice = random.Random(16)
+
+    async def one(openai_client: openai.AsyncOpenAI) -> None:
+        numbers: list[int] = []
+        text = response_id = ""
+        stream: Any = await openai_client.responses.create(
+            model=DEFAULT_DEPLOYMENT, input="x", background=True, stream=True
+        )
+        while True:
+            left = dice.randint(1, 60)
+            async for event in stream:
+                numbers.append(event.sequence_number)
+                response_id = event.response.id if event.type == "response.created" else response_id
+                text += event.delta if event.type == "response.output_text.delta" else ""
+                if event.type == "response.completed":
+                    assert text == TEXT
+                    assert numbers == list(range(len(numbers)))
+                    await openai_client.responses.delete(response_id)
+                    return
+                left -= 1
+                if not left:
+                    break
+            await stream.close()
+            stream = await openai_client.responses.retrieve(response_id, stream=True, starting_after=numbers[-1])
+
+    async with openai.AsyncOpenAI(base_url=f"{app.url}/v1", api_key="unused", max_retries=0) as openai_client:
+        await asyncio.gather(*[one(openai_client) for _ in range(12)])
+    assert len(model_service.responses) == 0

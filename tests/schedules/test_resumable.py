@@ -24,6 +24,7 @@ from relay.streaming.stream import Stream
 from relay.upstream.background import StoredAnswer
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Failover
+from relay.usage import Usage
 from relay.wires.resumable import ResumableRequest, Resumption
 from relay.wires.stream import StreamRequest
 from tests.schedules import virtual_loop
@@ -106,6 +107,7 @@ class Background:
     """What the stream reports of its response, in the place of `relay.upstream.background.BackgroundResponses`."""
 
     reported: list[tuple[str, ...]] = field(default_factory=list)
+    counted: list[tuple[str, int, bool]] = field(default_factory=list)
 
     def attach(self, response_id: str, reader: Any) -> None:
         self.reported.append(("attach", response_id))
@@ -116,8 +118,9 @@ class Background:
     def abandon(self, response_id: str) -> None:
         self.reported.append(("abandon", response_id))
 
-    def count_once(self, response_id: str) -> bool:
-        return True
+    def count(self, response_id: str, usage: Usage, *, final: bool) -> Usage | None:
+        self.counted.append((response_id, usage.output_tokens, final))
+        return usage
 
 
 class ResumableWorld(World):
@@ -259,7 +262,7 @@ def check_end(world: ResumableWorld, received: Received) -> None:
     if received.ends:
         assert record.outcome == outcome[received.ends[0]]
     if received.ends == ["continue"]:
-        assert record.usage is None
+        assert record.usage_estimated
         number = int(received.last_id.rpartition(".")[2])
         assert received.members["after"] == number
     if record.outcome == "completed" and caller.status == 200 and record.finish_reason != "cancelled":

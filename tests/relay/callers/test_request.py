@@ -239,7 +239,7 @@ class TestResponses:
         caller = CallerRequest(request(headers=[("origin", "https://www.example.com")]))
         exposed = caller.headers("text/event-stream")["access-control-expose-headers"].split(", ")
         assert exposed == [
-            *("Retry-After", "WWW-Authenticate", "X-Request-Id"),
+            *("Retry-After", "WWW-Authenticate", "X-Request-Id", "X-Response-Id"),
             *("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens"),
             *("x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"),
             *("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"),

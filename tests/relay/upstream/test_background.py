@@ -16,6 +16,7 @@ from relay.upstream.background import BackgroundResponses, StoredAnswer
 from relay.upstream.failures import Refusal
 from relay.upstream.pool import Backend, Failover, ResponseAccounts
 from relay.upstream.request import Accounts, UpstreamRequest
+from relay.usage import Usage
 from tests.relay.virtual_time import virtual_time
 from tests.schedules.virtual_loop import VirtualLoop
 from tests.schedules.world import Break, End, ScriptedAnswer, Send
@@ -270,14 +271,20 @@ class TestBounds:
     async def test_tokens_are_counted_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(background_module, "_REMEMBERED", 2)
         background = BackgroundResponses(Pool(Account()))
-        assert [background.count_once(it) for it in ("a", "a", "b", "c", "b", "a")] == [
-            True,
-            False,
-            True,
-            True,
-            False,
-            True,
-        ]
+
+        def count(response_id: str, prompt: int, output: int, *, final: bool = False) -> tuple[int, int] | None:
+            added = background.count(response_id, Usage(prompt, output, 1, 2), final=final)
+            return None if added is None else (added.input_tokens, added.output_tokens)
+
+        assert count("a", 10, 20) == (10, 20)
+        assert count("a", 0, 20) is None, "another reader of the same part"
+        assert count("a", 0, 50) == (0, 30)
+        assert count("a", 12, 70, final=True) == (2, 20)
+        assert count("a", 12, 70, final=True) is None
+        assert count("b", 5, 6, final=True) == (5, 6)
+        assert count("c", 1, 90) == (1, 90)
+        assert count("c", 1, 80, final=True) == (0, 0), "never less than nothing"
+        assert count("a", 1, 1) == (1, 1), "the oldest is forgotten"
 
 
 class TestFailures:
@@ -383,6 +390,21 @@ class TestFind:
         account = Account()
         assert await BackgroundResponses(Pool(account)).find(ID, "me", "request") == UPSTREAM_ERROR
         assert account.answers[0].state == "closed"
+
+
+class TestIsAnothers:
+    @pytest.mark.parametrize(
+        ("metadata", "anothers"), [(None, False), ({}, False), (MINE, False), ({"relay_caller": "another"}, True)]
+    )
+    @virtual_time
+    async def test_only_what_has_an_owner_is_anothers(self, metadata: Any, anothers: bool) -> None:
+        background = BackgroundResponses(Pool(Account(document={"status": "completed", "metadata": metadata})))
+        assert await background.is_anothers(ID, "me", "request") is anothers
+
+    @virtual_time
+    async def test_what_is_not_found_is_left_to_the_request(self) -> None:
+        background = BackgroundResponses(Pool(Account(refusals={"get": NOT_FOUND})))
+        assert not await background.is_anothers(ID, "me", "request")
 
 
 class TestStop:
