@@ -18,7 +18,6 @@ from relay.callers.table_store import leased_limits
 from relay.problems import (
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
-    NOT_FOUND,
     PREVIOUS_RESPONSE_NOT_FOUND,
     RESPONSE_NOT_FOUND,
     Problem,
@@ -137,6 +136,8 @@ async def resume(caller: CallerRequest) -> Response:
     """The rest of an answer in the background, if it is the caller's."""
     if isinstance(background, Problem):
         return caller.reject(background)
+    if not background.pool.settings.resumable_streams:
+        return caller.reject(resumable_wire.OFF)
     query, headers = caller.request.query_params.multi_items(), caller.request.headers
     place = resumable_wire.parse_resumption(caller.last_segment, query, headers)
     if isinstance(place, Problem):
@@ -161,6 +162,8 @@ async def stop(caller: CallerRequest) -> Response:
     """Stop an answer in the background, if it is the caller's, and delete it."""
     if isinstance(background, Problem):
         return caller.reject(background)
+    if not background.pool.settings.resumable_streams:
+        return caller.reject(resumable_wire.OFF)
     response_id = resumable_wire.parse_stop(caller.last_segment)
     if isinstance(response_id, Problem):
         return caller.reject(response_id)
@@ -173,8 +176,6 @@ async def own_response(
     caller: CallerRequest, responses: BackgroundResponses, response_id: str
 ) -> StoredAnswer | Problem:
     """The response in the background with this id, if it is the caller's."""
-    if not responses.pool.settings.resumable_streams:
-        return NOT_FOUND.with_detail(f"No stream can be resumed here: {resumable_wire.OFF}.")
     if not await caller.skip_body():
         return INVALID_REQUEST.with_detail("The request takes no body.")
     await responses.pool.connect()

@@ -7,7 +7,7 @@ only of this instance: which streams read a response now, and when one that no s
 import asyncio
 import hmac
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -163,11 +163,10 @@ class BackgroundResponses:
             del self._counted[next(iter(self._counted))]
         if counted.final:
             return None
-        added = Usage(
-            max(0, usage.input_tokens - counted.input_tokens),
-            max(0, usage.output_tokens - counted.output_tokens),
-            usage.reasoning_tokens,
-            usage.cached_tokens,
+        added = replace(
+            usage,
+            input_tokens=max(0, usage.input_tokens - counted.input_tokens),
+            output_tokens=max(0, usage.output_tokens - counted.output_tokens),
         )
         counted.final = final
         counted.input_tokens = max(counted.input_tokens, usage.input_tokens)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 from urllib.parse import urlencode
 
-from relay.problems import INVALID_REQUEST, RESPONSE_NOT_FOUND, FieldError, Problem
+from relay.problems import INVALID_REQUEST, NOT_FOUND, RESPONSE_NOT_FOUND, FieldError, Problem
 from relay.settings import Settings, Wire
 from relay.streaming.events import Decoder
 from relay.upstream.request import OWNER, Accounts, ModelName, UpstreamRequest
@@ -24,7 +24,8 @@ from relay.wires.stream_on_responses import ResponsesCall
 
 _WIRE: Final[Wire] = "responses"
 
-OFF: Final = "the app setting RESUMABLE_STREAMS is off"
+_OFF: Final = "the app setting RESUMABLE_STREAMS is off"
+OFF: Final = NOT_FOUND.with_detail(f"No stream can be resumed here: {_OFF}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class ResumableCall:
 
 def _check(request: StreamRequest, model: ModelName, settings: Settings) -> Problem | None:
     if not settings.resumable_streams:
-        return _problem("resumable", f"is not allowed here: {OFF}; leave it out")
+        return _problem("resumable", f"is not allowed here: {_OFF}; leave it out")
     if not request.stream:
         return _problem("resumable", 'needs a stream: leave out "stream": false, or this field')
     model = model or settings.models[0]
