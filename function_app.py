@@ -18,6 +18,7 @@ from relay.callers.table_store import leased_limits
 from relay.problems import (
     INVALID_REQUEST,
     MODEL_NOT_FOUND,
+    NOT_FOUND,
     PREVIOUS_RESPONSE_NOT_FOUND,
     RESPONSE_NOT_FOUND,
     Problem,
