@@ -111,8 +111,7 @@ async def test_plain_text_is_broken_off_in_time(begin: Begin) -> None:
     await step(world, "backend-0", "backend-0", "backend-0", "server", "backend-0")
     received = await finish(world)
     assert (received.text, world.caller.ended) == ("<1><2>", False)
-    assert world.closed_at is not None
-    assert 17.0 <= world.closed_at - world.began <= 18.0
+    assert world.closed_at == world.began + 17.0, "a second is left for the last text to arrive"
     assert world.records[0].outcome == "continued"
 
 
@@ -290,3 +289,22 @@ async def test_the_account_refuses(begin: Begin) -> None:
     await step(world, "backend-0")
     await finish(world)
     assert world.caller.status == 404
+
+
+@virtual_time
+async def test_plain_text_that_has_not_begun_keeps_its_status(begin: Begin) -> None:
+    """There is nothing to break off, and nowhere to go on."""
+    world = begin((Headers(), created("resp_0")), accept="text/plain")
+    await step(world, "backend-0", "backend-0")
+    await finish(world)
+    assert (world.caller.status, world.records[0].code) == (504, "upstream_timeout")
+    assert world.background.reported == [("attach", "resp_0"), ("detach", "resp_0", "lost")]
+
+
+@virtual_time
+async def test_nothing_is_stopped_where_the_app_shuts_down(begin: Begin) -> None:
+    """The caller may go on with another instance."""
+    world = begin(BEGUN, caller=("shut down",))
+    await step(world, "backend-0", "backend-0", "backend-0", "server", "caller")
+    assert world.background.reported == [("attach", "resp_0"), ("detach", "resp_0", "none")]
+    assert world.records[0].outcome == "cancelled"
