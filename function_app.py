@@ -56,7 +56,7 @@ chat = ChatSettings.read(os.environ)
 chat_config = chat.page_config()
 if not isinstance(pool, Problem):
     chat_config["maxBodyBytes"] = pool.settings.max_body_bytes
-    chat_config["resumable"] = getattr(pool.settings, "resumable_streams", False)
+    chat_config["resumable"] = pool.settings.resumable_streams
 # All that the Functions host and the web server inside the worker both know; another would leave its invocation stuck.
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 app = func.FunctionApp(http_auth_level=func.AuthLevel[auth_level(os.environ)])

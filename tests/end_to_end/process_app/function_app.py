@@ -42,7 +42,7 @@ async def process(req: Request) -> JSONResponse:
             "modules": sorted(name for name in sys.modules if name.partition(".")[0] in ("local", "relay", "tests")),
             "path": sys.path,
             "session": os.getsid(0) == os.getpid(),
-            "signals": [status[name] for name in ("SigBlk", "SigIgn", "SigCgt")],
+            "signals": [int(status[name], 16) & 0x7FFFFFFF for name in ("SigBlk", "SigIgn", "SigCgt")],
             "handlers": [name_of(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
             "threads": sorted(type(thread).__name__ for thread in threading.enumerate()),
             "output": [sys.stdout.write_through, sys.stdout.encoding, sys.stderr.encoding],
