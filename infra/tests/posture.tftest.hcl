@@ -324,7 +324,7 @@ run "monitoring" {
   }
 
   assert {
-    condition     = can(regex("^[0-9a-f]{8}-", azurerm_application_insights_workbook.streams.name)) && length(jsondecode(azurerm_application_insights_workbook.streams.data_json).items) == 6
+    condition     = can(regex("^[0-9a-f]{8}-", azurerm_application_insights_workbook.streams.name)) && length(jsondecode(azurerm_application_insights_workbook.streams.data_json).items) == 7
     error_message = "The workbook's name or items are wrong."
   }
 
