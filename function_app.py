@@ -42,13 +42,16 @@ from relay.wires.wire import WireRequest
 worker_patches.apply()
 telemetry.silence_noisy_loggers()
 pool = BackendPool.from_environment(os.environ)
-background: BackgroundResponses | Problem
+background: BackgroundResponses | Problem  # those of streams that can be resumed
 readiness: Readiness | Problem
 if isinstance(pool, Problem):
     background = readiness = pool
-else:
+elif pool.settings.resumable_streams:
     background = BackgroundResponses(pool)
     readiness = Readiness(pool, background.members)
+else:
+    background = resumable_wire.OFF
+    readiness = Readiness(pool)
 door = Door.from_environment(os.environ)  # None: no callers are named, and the Functions host checks its function key
 limiter = Limiter(None if door is None else leased_limits(door.limits_store))
 started = int(time.time())
@@ -137,8 +140,6 @@ async def resume(caller: CallerRequest) -> Response:
     """The rest of an answer in the background, if it is the caller's."""
     if isinstance(background, Problem):
         return caller.reject(background)
-    if not background.pool.settings.resumable_streams:
-        return caller.reject(resumable_wire.OFF)
     query, headers = caller.request.query_params.multi_items(), caller.request.headers
     place = resumable_wire.parse_resumption(caller.last_segment, query, headers)
     if isinstance(place, Problem):
@@ -163,8 +164,6 @@ async def stop(caller: CallerRequest) -> Response:
     """Stop an answer in the background, if it is the caller's, and delete it."""
     if isinstance(background, Problem):
         return caller.reject(background)
-    if not background.pool.settings.resumable_streams:
-        return caller.reject(resumable_wire.OFF)
     response_id = resumable_wire.parse_stop(caller.last_segment)
     if isinstance(response_id, Problem):
         return caller.reject(response_id)
@@ -186,8 +185,6 @@ async def own_response(
 async def is_anothers(caller: CallerRequest, response_id: str | None) -> bool:
     """Whether the response that a request of OpenAI's API names is the resumable stream of another caller."""
     if door is None or response_id is None or isinstance(background, Problem):
-        return False
-    if not background.pool.settings.resumable_streams:
         return False
     return await background.is_anothers(response_id, owner_of(caller), caller.request_id)
 

@@ -194,7 +194,8 @@ class Session:
         if not asking.done():
             asking.cancel()
             return "Not ready."
-        return readiness_text(asking.result())
+        response = asking.result()
+        return readiness_text(None if response is None else response[1])
 
     def _print_invitation(self) -> None:
         body = """-d '{"input": "write a random 100 word paragraph"}'"""
@@ -279,23 +280,18 @@ def _is_model_service(status: int, body: bytes) -> bool:
 
 
 async def _response_passes(url: str, check: _Check) -> bool:
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
-            session.get(url) as response,
-        ):
-            return check(response.status, await response.read())
-    except (aiohttp.ClientError, TimeoutError):
-        return False
+    response = await _get(url, 5)
+    return response is not None and check(*response)
 
 
-async def _get(url: str, seconds: float) -> bytes | None:
+async def _get(url: str, seconds: float) -> tuple[int, bytes] | None:
+    """The status and the body of the response; None where there is none."""
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session,
             session.get(url) as response,
         ):
-            return await response.read()
+            return response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError):
         return None
 

@@ -131,12 +131,12 @@ class _Probe(NamedTuple):
 class Readiness:
     """The document of `GET /ready`, cached, so that the model service is probed rarely and never twice at once.
 
-    `resumable` gives the counts of streams that can be resumed, which are shown where the settings allow these.
+    `resumable` gives the counts of streams that can be resumed; None where there are none.
     """
 
     def __init__(self, pool: BackendPool, resumable: Callable[[], dict[str, int]] | None = None) -> None:
         self._pool = pool
-        self._resumable = resumable if pool.settings.resumable_streams else None
+        self._resumable = resumable
         self._probed_at = -_CACHE_SECONDS
         self._probing: asyncio.Task[list[Finding]] | None = None
         self._findings: list[Finding] = []

@@ -227,23 +227,10 @@ class ResumableStream(Stream):
         is that of the terminal event, sends what is left."""
         self._attach_new()
         self._unsent += content
-        if self._send is None or not self._sender.done():
-            if not self._committed.done():
-                self._committed.set_result(None)
-            await asyncio.wait((self._sender,))
-        if self._ping_task is not None:
-            await asyncio.wait((self._ping_task,))
-            self._ping_task = None
+        await self._wait_to_write()
         content, self._unsent = self._unsent, b""
         self._ping_task = self._loop.create_task(self._send_content(content, last=last))
         await asyncio.wait((self._ping_task,))
         self._ping_task.result()
         self._ping_task = None
         self._watchdog.last_received = self._loop.time()
-
-    async def _send_content(self, content: bytes, *, last: bool) -> None:
-        assert self._send is not None  # noqa: S101 (set before the future that was awaited)
-        await self._send({"type": "http.response.body", "body": content, "more_body": not last})
-        self._body_ended = last
-        self._record.bytes_sent += len(content)
-        self._watchdog.last_written = self._loop.time()

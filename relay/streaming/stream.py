@@ -487,6 +487,12 @@ class Stream:
     # Writing
 
     async def _write(self, content: bytes, *, last: bool = False) -> None:
+        await self._wait_to_write()
+        await self._send_content(content, last=last)
+        self._watchdog.last_received = self._watchdog.last_written
+
+    async def _wait_to_write(self) -> None:
+        """Commit, if that is still to be done, and wait until the web server can take the next part of the body."""
         if self._send is None or not self._sender.done():
             if not self._committed.done():
                 self._committed.set_result(None)
@@ -495,11 +501,13 @@ class Stream:
             # `wait`, since a deadline that ends the waiting must not cancel the ping, which is half written.
             await asyncio.wait((self._ping_task,))
             self._ping_task = None
+
+    async def _send_content(self, content: bytes, *, last: bool) -> None:
         assert self._send is not None  # noqa: S101 (set before the future that was awaited)
         await self._send({"type": "http.response.body", "body": content, "more_body": not last})
         self._body_ended = last
         self._record.bytes_sent += len(content)
-        self._watchdog.last_written = self._watchdog.last_received = self._loop.time()
+        self._watchdog.last_written = self._loop.time()
 
     async def _write_ping(self) -> None:
         assert self._send is not None  # noqa: S101 (a ping is only due after the commit)

@@ -23,7 +23,19 @@ _BEFORE_JSON: Final = BOM + b" \t\r\n"
 _FIRST_BYTES: Final = 1024  # that are looked at to tell what was sent
 
 
-class EventStreamDecoder:
+class AnswerDecoder:
+    """What is known of an answer, for its record: all of it at its end."""
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.deltas = 0
+        self.progress = 0
+
+
+class EventStreamDecoder(AnswerDecoder):
     """What the decoders of an event stream have in common.
 
     The first bytes tell what was sent, whatever it is called: events, one JSON document, or a page of HTML. `choices`:
@@ -31,12 +43,7 @@ class EventStreamDecoder:
     """
 
     def __init__(self, choices: int = 1) -> None:
-        self.id: str | None = None
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.deltas = 0
-        self.progress = 0
+        super().__init__()
         self._judgement = Judgement(choices)
         self._sse = SSEDecoder()
         self._in_events = False  # the answer is known to be an event stream
@@ -112,16 +119,11 @@ def joined(strings: list[bytes]) -> bytes:
     return b'"%b"' % b"".join([string[1:-1] for string in strings])
 
 
-class WholeDocumentDecoder:
+class WholeDocumentDecoder(AnswerDecoder):
     """What the decoders of a document have in common: they collect it, and look at it at its end."""
 
     def __init__(self) -> None:
-        self.id: str | None = None
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.deltas = 0
-        self.progress = 0
+        super().__init__()
         self._document = bytearray()
 
     @property

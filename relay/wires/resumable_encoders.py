@@ -26,16 +26,12 @@ _RETRY: Final = b"retry: 1000\n"  # milliseconds after which an EventSource conn
 type ResumableEncoder = ResumableSSEEncoder | ResumableNDJSONEncoder | ResumablePlainTextEncoder
 
 
-class ResumableSSEEncoder(SSEEncoder):
-    """Server-Sent Events with `id:` (WHATWG HTML, section 9.2.6), which an `EventSource` sends when it connects again.
+class _Placed:
+    """Where the caller is in the response: `event_id` is that of the event after which the stream begins; empty: the
+    beginning of a new response."""
 
-    The id of a response is sent as soon as it is known, in a block without data, which is no event but sets the id.
-    `event_id` is that of the event after which the stream begins; empty: the beginning of a new response.
-    """
-
-    def __init__(self, event_id: bytes = b"") -> None:
+    def __init__(self, event_id: bytes) -> None:
         self._first = self._event_id = event_id
-        self._head = _RETRY
 
     @property
     def can_continue(self) -> bool:
@@ -43,6 +39,17 @@ class ResumableSSEEncoder(SSEEncoder):
 
     def restart(self) -> None:
         self._event_id = self._first
+
+
+class ResumableSSEEncoder(_Placed, SSEEncoder):
+    """Server-Sent Events with `id:` (WHATWG HTML, section 9.2.6), which an `EventSource` sends when it connects again.
+
+    The id of a response is sent as soon as it is known, in a block without data, which is no event but sets the id.
+    """
+
+    def __init__(self, event_id: bytes = b"") -> None:
+        super().__init__(event_id)
+        self._head = _RETRY
 
     def text(self, text: Text) -> bytes:
         if isinstance(text, ResumableText | ResumableReasoning):
@@ -67,19 +74,12 @@ class ResumableSSEEncoder(SSEEncoder):
         return b"%bid: %b\n%b" % (head, self._event_id, event) if self._event_id else head + event
 
 
-class ResumableNDJSONEncoder(NDJSONEncoder):
+class ResumableNDJSONEncoder(_Placed, NDJSONEncoder):
     """One JSON object a line, each with the member `id`."""
 
     def __init__(self, media_type: str, event_id: bytes = b"") -> None:
-        super().__init__(media_type)
-        self._first = self._event_id = event_id
-
-    @property
-    def can_continue(self) -> bool:
-        return bool(self._event_id)
-
-    def restart(self) -> None:
-        self._event_id = self._first
+        _Placed.__init__(self, event_id)
+        NDJSONEncoder.__init__(self, media_type)
 
     def text(self, text: Text) -> bytes:
         if isinstance(text, ResumableText | ResumableReasoning):

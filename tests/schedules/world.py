@@ -458,3 +458,12 @@ class World:
             await self.loop.advance()
         else:
             next(it for it in self.backends if it.name == option).act()
+
+
+async def step(world: World, *actors: str) -> None:
+    """Each of these acts, and all comes to rest."""
+    await world.loop.rest()
+    for actor in actors:
+        assert actor in world.options(), f"{actor} can't act, only {world.options()}"
+        await world.act(actor)
+        await world.loop.rest()

@@ -27,7 +27,7 @@ from relay.wires.stream_encoders import JSONDocumentEncoder, SSEEncoder
 from relay.wires.wire import WireRequest
 from tests.relay.virtual_time import virtual_time
 from tests.schedules.virtual_loop import VirtualLoop
-from tests.schedules.world import Break, End, Headers, Scenario, Send, UpstreamStep, World
+from tests.schedules.world import Break, End, Headers, Scenario, Send, UpstreamStep, World, step
 
 PING: Final = b": ping\n\n"
 ENDED: Final = (
@@ -84,15 +84,6 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
         return world
 
     return begin
-
-
-async def step(world: World, *actors: str) -> None:
-    """Each of these acts, and all comes to rest."""
-    await world.loop.rest()
-    for actor in actors:
-        assert actor in world.options(), f"{actor} can't act, only {world.options()}"
-        await world.act(actor)
-        await world.loop.rest()
 
 
 async def serve(world: World) -> None:

@@ -25,7 +25,7 @@ from tests.schedules.test_resumable import (
     text,
 )
 from tests.schedules.virtual_loop import VirtualLoop
-from tests.schedules.world import Break, End, Headers, Scenario, UpstreamStep
+from tests.schedules.world import Break, End, Headers, Scenario, UpstreamStep, step
 
 type Begin = Callable[..., ResumableWorld]
 BEGUN: tuple[UpstreamStep, ...] = (Headers(), created("resp_0"), text(1), text(2))
@@ -58,14 +58,6 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
         return world
 
     return begin
-
-
-async def step(world: ResumableWorld, *actors: str) -> None:
-    await world.loop.rest()
-    for actor in actors:
-        assert actor in world.options(), f"{actor} can't act, only {world.options()}"
-        await world.act(actor)
-        await world.loop.rest()
 
 
 async def finish(world: ResumableWorld) -> Received:
